@@ -1,0 +1,50 @@
+# Everything a developer or a newcomer types. Each target sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+MODELS := .demo/models
+
+.PHONY: demo test check format bench clean
+demo: $(STAMP) $(MODELS)/.fetched
+	$(BIN)/ferry demo --models $(MODELS)
+
+test: $(STAMP) $(MODELS)/.fetched
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term:skip-covered -q
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+	$(BIN)/python -m tests.docs_check
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(addprefix bench-,$(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py)))
+bench-%: $(STAMP) $(MODELS)/.fetched
+	$(BIN)/python -m benchmarks.bench_$*
+
+clean:
+	rm -rf $(VENV) .demo dist
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+# The demo's two real models: two releases of the content-type model that PyPI's `magika` carries (Apache-2.0).
+$(MODELS)/.fetched: | $(VENV)/bin/python
+	mkdir -p $(MODELS)
+	for version in 0.6.1 0.6.3; do \
+	  $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(MODELS) magika==$$version || exit 1; \
+	done
+	for wheel in $(MODELS)/magika-*.whl; do \
+	  $(BIN)/python -m zipfile -e $$wheel $(MODELS)/$$(basename $$wheel | cut -d- -f1,2) || exit 1; \
+	done
+	touch $@

@@ -1,0 +1,80 @@
+"""The release manifest: what a release is made of, and the bytes it is signed as.
+
+A manifest names a model and a version, and for each variant (a build for a kind of device: `default`, `int8`...) the
+files and the tensors that go in and out. It holds nothing that differs between two publications of the same bytes (no
+time, no publisher), so the same release always encodes to the same bytes and the same digest. It travels inside a DSSE
+envelope (`common.trust`), which is itself an artifact.
+
+In this version of the format a variant is exactly one ONNX file with its weights inside.
+"""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from common.errors import IntegrityFailure
+from common.ids import Digest, ModelName, ReleaseRef, Version
+
+MANIFEST_BYTES_MAX = 256 * 1024
+VARIANTS_MAX = 16
+FILES_PER_VARIANT = 1
+PAYLOAD_TYPE = "application/vnd.edgeferry.release+json"
+DEFAULT_VARIANT = "default"
+
+
+class ArtifactRef(msgspec.Struct, frozen=True, order=True):
+    """Bytes by name: the digest, and the length in bytes so that nobody downloads more than was promised."""
+
+    digest: Annotated[Digest, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
+    size: Annotated[int, Meta(ge=0)]
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """One input or output; `datatype` as in the Open Inference Protocol V2 (`FP32`...), -1 for an open axis."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class Variant(msgspec.Struct, frozen=True):
+    """One build of the release."""
+
+    files: Annotated[dict[str, ArtifactRef], Meta(min_length=FILES_PER_VARIANT, max_length=FILES_PER_VARIANT)]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def artifact(self) -> ArtifactRef:
+        """The ONNX file."""
+        (reference,) = self.files.values()
+        return reference
+
+
+class ReleaseManifest(msgspec.Struct, frozen=True):
+    """Everything a device must know to fetch, check and serve a release."""
+
+    model: ModelName
+    version: Version
+    variants: Annotated[dict[str, Variant], Meta(min_length=1, max_length=VARIANTS_MAX)]
+    format: Annotated[int, Meta(ge=1, le=1)] = 1
+
+    @property
+    def release(self) -> ReleaseRef:
+        return ReleaseRef(self.model, self.version)
+
+
+def encode_manifest(manifest: ReleaseManifest) -> bytes:
+    """The canonical bytes (JSON, keys sorted, no spaces): equal manifests encode equally."""
+    return msgspec.json.encode(manifest, order="sorted")
+
+
+def decode_manifest(data: bytes) -> ReleaseManifest:
+    """The manifest in `data`, or `IntegrityFailure` that names the path of what is wrong."""
+    if len(data) > MANIFEST_BYTES_MAX:
+        raise IntegrityFailure(f"manifest is {len(data)} bytes, the limit is {MANIFEST_BYTES_MAX}")
+    try:
+        return msgspec.json.decode(data, type=ReleaseManifest)
+    except msgspec.DecodeError as error:
+        raise IntegrityFailure(f"not a release manifest: {error}") from error

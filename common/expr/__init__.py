@@ -1,0 +1,1 @@
+"""The one expression language: CEL, compiled once, with bounded cost."""

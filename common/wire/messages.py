@@ -1,0 +1,234 @@
+"""The messages, one struct each. Times are seconds since the Unix epoch (UTC), sizes bytes, durations seconds.
+
+`epoch` counts the MQTT connections of a device over its whole life (the agent persists it), `seq` the messages of one
+kind within an epoch: `(device, epoch, seq)` names a message once and for all.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from common.artifact.manifest import ArtifactRef
+from common.ids import DeviceId, Digest, ModelName, Version
+
+PROTOCOL_VERSION = 1
+
+MODELS_PER_DEVICE_MAX = 32
+PATCHES_PER_MODEL_MAX = 16
+HELD_DIGESTS_MAX = 128
+WINDOWS_PER_MESSAGE_MAX = 64
+CHUNK_BYTES_MAX = 128 * 1024
+TEXT_CHARS_MAX = 512
+
+LATENCY_BOUNDS_S = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+"""Upper bounds of the latency histogram's buckets; one more bucket holds what is slower than the last."""
+
+Count = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0)]
+Text = Annotated[str, Meta(max_length=TEXT_CHARS_MAX)]
+
+Strategy = Literal["none", "patch", "full"]
+"""How the bytes came: they were here already, rebuilt from a patch, or downloaded whole."""
+
+Transport = Literal["none", "mqtt", "http"]
+
+UpdatePhase = Literal["idle", "fetching", "verifying", "warming", "probation", "failed"]
+"""Where a model stands on the device; `failed` lasts until a newer order."""
+
+Outcome = Literal["succeeded", "failed", "rolled_back", "rejected"]
+"""How an update ended for good.
+
+`failed`: the device could not get or load the release; it never served. `rolled_back`: it served, was found unhealthy
+and the previous release was put back. `rejected`: the order or the manifest did not pass the device's checks.
+"""
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """What every message has."""
+
+    v: Annotated[int, Meta(ge=1)] = PROTOCOL_VERSION
+    device: DeviceId
+
+
+class Sequenced(Message, frozen=True, kw_only=True):
+    """A message from a device, with its place in that device's history."""
+
+    epoch: Count
+    seq: Count
+    sent_at: float
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device can do, and which variants it prefers, best first."""
+
+    agent_version: Text
+    patch_codecs: tuple[Text, ...] = ()
+    variants: tuple[Text, ...] = ("default",)
+    cpu_count: Count = 0
+    memory_bytes: Count = 0
+    disk_bytes: Count = 0
+    machine: Text = ""
+    inference_url: Text = ""
+
+
+class Presence(Sequenced, frozen=True, kw_only=True):
+    """Birth (retained, on connect) and death (the MQTT will) on `state`.
+
+    A death whose epoch is not the last birth's is of an older connection and must be ignored.
+    """
+
+    online: bool
+    capabilities: Capabilities | None = None
+
+
+class Heartbeat(Sequenced, frozen=True, kw_only=True):
+    """I am alive, and this is how I feel. Percentages are 0 to 100 of the whole machine."""
+
+    uptime_s: Seconds
+    load_1m: Seconds
+    cpu_percent: Seconds
+    memory_bytes: Count
+    memory_available_bytes: Count
+    disk_bytes: Count
+    disk_free_bytes: Count
+    generation: Count
+    running: dict[ModelName, Version]
+    not_modified: Count = 0
+    """How many polls for the desired state were answered 304 since the agent was installed."""
+
+
+class TelemetryWindow(msgspec.Struct, frozen=True, kw_only=True):
+    """What one release did on one device between two moments.
+
+    `latency_counts` has one entry per bound of `LATENCY_BOUNDS_S` and one for what is slower; it counts inferences that
+    were answered. `errors` are requests for which this release raised or gave non-finite numbers, whether or not the
+    previous release could answer in its place.
+    """
+
+    model: ModelName
+    version: Version
+    started_at: float
+    ended_at: float
+    requests: Count
+    errors: Count
+    latency_counts: Annotated[tuple[Count, ...], Meta(min_length=17, max_length=17)]
+    latency_sum_s: Seconds
+
+
+class Telemetry(Sequenced, frozen=True, kw_only=True):
+    """Finished windows, oldest first; kept on the device's disk until the broker has acknowledged them."""
+
+    windows: Annotated[tuple[TelemetryWindow, ...], Meta(max_length=WINDOWS_PER_MESSAGE_MAX)]
+
+
+class PatchOffer(msgspec.Struct, frozen=True):
+    """`patch` rebuilds the model's artifact for a device that holds `base`; `codec` says what it takes to apply it."""
+
+    base: Digest
+    patch: ArtifactRef
+    codec: Text
+
+
+class DesiredModel(msgspec.Struct, frozen=True, kw_only=True):
+    """One model a device should run.
+
+    `manifest` is the signed release manifest (a DSSE envelope, an artifact like any other) and `artifact` the file of
+    the chosen `variant`. A device installs only what the signed order and the signed manifest agree on.
+    """
+
+    model: ModelName
+    version: Version
+    variant: Text
+    manifest: ArtifactRef
+    artifact: ArtifactRef
+    patches: Annotated[tuple[PatchOffer, ...], Meta(max_length=PATCHES_PER_MODEL_MAX)] = ()
+    order: Count
+    """The generation in which this model's order last changed; only a newer one lifts a release out of quarantine."""
+    probation_s: Seconds = 30.0
+    """How long the device watches the new release beside the old one before it commits."""
+
+
+class DesiredState(Message, frozen=True, kw_only=True):
+    """All that a device should run; the payload of the DSSE envelope on `desired` and of `GET .../desired`.
+
+    The list is complete: a model that is not in it is taken out of service.
+    """
+
+    generation: Annotated[int, Meta(ge=1)]
+    issued_at: float
+    models: Annotated[tuple[DesiredModel, ...], Meta(max_length=MODELS_PER_DEVICE_MAX)]
+    traceparent: str | None = None
+    """W3C Trace Context of the operation that caused this order."""
+
+
+DESIRED_PAYLOAD_TYPE = "application/vnd.edgeferry.desired+json"
+
+
+class UpdateReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How the last finished update of a model ended, and what it cost.
+
+    `reason` is a stable code (`error.code` of the failure, or `unhealthy`), `detail` a sentence. `bytes_transferred` is
+    everything that crossed the network for it, manifest included; `full_bytes` is the size of the whole model.
+    """
+
+    generation: Count
+    version: Version
+    outcome: Outcome
+    reason: Text = ""
+    detail: Text = ""
+    strategy: Strategy = "none"
+    transport: Transport = "none"
+    bytes_transferred: Count = 0
+    full_bytes: Count = 0
+    resumed_bytes: Count = 0
+    """Bytes that an interrupted download had left on the disk and that were not fetched again."""
+    started_at: float = 0.0
+    activated_at: float | None = None
+    finished_at: float = 0.0
+
+
+class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """What the device says of one model: the release that answers requests now, and the update under way."""
+
+    model: ModelName
+    running: Version | None
+    artifact: Digest | None
+    phase: UpdatePhase
+    target: Version | None = None
+    generation: Count
+    """The newest order for this model that the device has accepted."""
+    activated_at: float | None = None
+    last_update: UpdateReport | None = None
+
+
+class ReportedState(Sequenced, frozen=True, kw_only=True):
+    """The device's side of the twin, retained on `reported`: sent on connect and on every change."""
+
+    generation: Count
+    models: Annotated[tuple[ReportedModel, ...], Meta(max_length=MODELS_PER_DEVICE_MAX)] = ()
+    held: Annotated[tuple[Digest, ...], Meta(max_length=HELD_DIGESTS_MAX)] = ()
+    """Artifacts on the device from which a patch could start."""
+    refused: Text = ""
+    """Why the newest order was not accepted at all (bad signature, older generation); empty when it was."""
+    traceparent: str | None = None
+
+
+class ChunkRequest(Message, frozen=True, kw_only=True):
+    """Please send `length` bytes of an artifact from `offset`. The device asks for each chunk, so it sets the pace."""
+
+    digest: Annotated[Digest, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
+    offset: Count
+    length: Annotated[int, Meta(ge=1, le=CHUNK_BYTES_MAX)]
+
+
+class Chunk(Message, frozen=True, kw_only=True):
+    """The answer to a `ChunkRequest`: the bytes, or why not (`error` is a code such as `not_found`)."""
+
+    digest: Digest
+    offset: Count
+    total: Count
+    data: Annotated[bytes, Meta(max_length=CHUNK_BYTES_MAX)] = b""
+    error: Text = ""

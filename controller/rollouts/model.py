@@ -1,0 +1,172 @@
+"""The words of a gradual release: rollout, phase, execution, and the states they can be in.
+
+A rollout brings one release to the devices that its selector matched when it was created. Its phases widen step by
+step; the membership of a device in a phase is drawn by a hash of the rollout's salt and the device id, so widening
+keeps the devices that were already in. An execution is one device's part in the rollout.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from common.ids import DeviceId, ReleaseRef, Version
+
+PHASES_MAX = 32
+SELECTOR_CHARS_MAX = 1024
+
+
+class RolloutState(StrEnum):
+    PREPARING = "preparing"
+    """Patches are being built; nobody has been told."""
+    AWAITING_APPROVAL = "awaiting_approval"
+    """The next phase wants a person's word."""
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    ABORTED = "aborted"
+    """Stopped for good; devices stay as they are."""
+    ROLLING_BACK = "rolling_back"
+    ROLLED_BACK = "rolled_back"
+
+
+TERMINAL_ROLLOUT_STATES = frozenset({RolloutState.SUCCEEDED, RolloutState.ABORTED, RolloutState.ROLLED_BACK})
+
+
+class PhaseState(StrEnum):
+    PENDING = "pending"
+    DEPLOYING = "deploying"
+    BAKING = "baking"
+    PASSED = "passed"
+    FAILED = "failed"
+
+
+class ExecutionState(StrEnum):
+    QUEUED = "queued"
+    """In the rollout, not told yet."""
+    NOTIFIED = "notified"
+    """Ordered; the device has not begun."""
+    IN_PROGRESS = "in_progress"
+    """The device fetches, verifies or warms the release; it still serves the old one."""
+    PROBATION = "probation"
+    """The device serves the release and watches itself."""
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    """The device gave up, put the old release back, refused the order, or went silent after activation."""
+    ROLLED_BACK = "rolled_back"
+    """The rollout was taken back and the device says so."""
+    CANCELED = "canceled"
+    """The rollout ended before the device was told."""
+    SUPERSEDED = "superseded"
+    """A newer rollout of the same model took the device over."""
+
+
+TERMINAL_EXECUTION_STATES = frozenset(
+    {
+        ExecutionState.SUCCEEDED,
+        ExecutionState.FAILED,
+        ExecutionState.ROLLED_BACK,
+        ExecutionState.CANCELED,
+        ExecutionState.SUPERSEDED,
+    }
+)
+
+
+class OnFailure(StrEnum):
+    """What a rollout does when its error budget is spent."""
+
+    ROLLBACK = "rollback"
+    PAUSE = "pause"
+    ABORT = "abort"
+
+
+class ErrorBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Failures that a phase tolerates: more than this fails it.
+
+    Ratios count resolved devices (succeeded or failed), and only once `minimum` of them are resolved; `count` alone
+    needs no minimum.
+    """
+
+    percent: Annotated[float, Meta(ge=0, le=100)] = 0.0
+    count: Annotated[int, Meta(ge=0)] = 0
+    minimum: Annotated[int, Meta(ge=1)] = 1
+
+
+class PhaseSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One step, cumulative: exactly one of `percent` (0 < p <= 100), `count` or `selector` says how far it reaches."""
+
+    percent: Annotated[float, Meta(gt=0, le=100)] | None = None
+    count: Annotated[int, Meta(ge=1)] | None = None
+    selector: Annotated[str, Meta(max_length=SELECTOR_CHARS_MAX)] | None = None
+    bake_s: Annotated[float, Meta(ge=0)] | None = None
+    """Overrides the rollout's."""
+    approval: bool = False
+    """Whether a person must approve before this phase begins."""
+
+
+class RolloutSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What an operator asks for."""
+
+    release: ReleaseRef
+    selector: Annotated[str, Meta(max_length=SELECTOR_CHARS_MAX)] = "true"
+    phases: Annotated[tuple[PhaseSpec, ...], Meta(min_length=1, max_length=PHASES_MAX)] = (PhaseSpec(percent=100),)
+    bake_s: Annotated[float, Meta(ge=0)] = 60.0
+    """How long a phase is watched after its devices have resolved, in seconds."""
+    probation_s: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
+    """How long each device watches itself before it commits, in seconds."""
+    silence_s: Annotated[float, Meta(gt=0)] = 180.0
+    """A device not heard from for this long after activation counts as failed."""
+    straggler_s: Annotated[float, Meta(gt=0)] = 600.0
+    """A device that has not activated this long after it was told no longer holds the phase up."""
+    error_budget: ErrorBudget = ErrorBudget()
+    on_failure: OnFailure = OnFailure.ROLLBACK
+
+
+class Phase(msgspec.Struct, frozen=True, kw_only=True):
+    """One phase under way."""
+
+    index: int
+    state: PhaseState = PhaseState.PENDING
+    approved: bool = False
+    started_at: float | None = None
+    baking_since: float | None = None
+    finished_at: float | None = None
+    reason: str = ""
+
+
+class Execution(msgspec.Struct, frozen=True, kw_only=True):
+    """One device's part.
+
+    `phase` is the index of the first phase the device belongs to; `previous` what the device was assigned before, so
+    that it can be given back; `generation` the order that carried the release to it.
+    """
+
+    device: DeviceId
+    phase: int
+    state: ExecutionState = ExecutionState.QUEUED
+    previous: Version | None = None
+    generation: int = 0
+    notified_at: float | None = None
+    activated_at: float | None = None
+    finished_at: float | None = None
+    reason: str = ""
+    detail: str = ""
+    attempt: int = 1
+
+
+class Rollout(msgspec.Struct, frozen=True, kw_only=True):
+    """A gradual release under way. `revision` grows with every change (the ETag)."""
+
+    id: str
+    spec: RolloutSpec
+    salt: str
+    created_at: float
+    created_by: str
+    state: RolloutState = RolloutState.PREPARING
+    phases: tuple[Phase, ...] = ()
+    reason: str = ""
+    """Why it is where it is, as a sentence for people."""
+    finished_at: float | None = None
+    traceparent: str | None = None
+    revision: int = 1
