@@ -1,0 +1,29 @@
+"""What many tests share: the real models, and a promise that nothing waits for ever."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+MODELS = Path(__file__).parent.parent / ".demo/models"
+V32 = MODELS / "magika-0.6.1/magika/models/standard_v3_2/model.onnx"
+V33 = MODELS / "magika-0.6.3/magika/models/standard_v3_3/model.onnx"
+
+
+@pytest.fixture(scope="session")
+def real_models() -> tuple[Path, Path]:
+    """Two real releases of one model (3.2 MB each): the older and its retrained successor."""
+    if not (V32.is_file() and V33.is_file()):
+        pytest.skip("the real models are not here: run `make test`, which fetches them")
+    return V32, V33
+
+
+async def eventually(condition: Callable[[], object], what: str, within_s: float = 30.0) -> None:
+    """Wait until `condition()` is true; fail, naming `what`, when it does not become so."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"did not happen within {within_s} s: {what}")
+        await asyncio.sleep(0.02)
