@@ -43,11 +43,14 @@ def test_one_signature_repeated_does_not_reach_a_threshold_of_two() -> None:
         verify(signer.sign(TYPE, b"{}"), TYPE, (signer.public_key, other.public_key), threshold=2)
 
 
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"{", b"[]", b"null", b"{}", b'{"payload":"%","payloadType":"a","signatures":[]}', b"[" * 100_000]
-    + [json.dumps({"payload": "", "payloadType": TYPE, "signatures": bad}).encode() for bad in (None, 1, [1], [{}])],
-)
+BAD_SIGNATURES: list[object] = [None, 1, [1], [{}]]
+NOT_ENVELOPES = [b"", b"{", b"[]", b"null", b"{}", b'{"payload":"%","payloadType":"a","signatures":[]}', b"[" * 100_000]
+NOT_ENVELOPES += [
+    json.dumps({"payload": "", "payloadType": TYPE, "signatures": bad}).encode() for bad in BAD_SIGNATURES
+]
+
+
+@pytest.mark.parametrize("data", NOT_ENVELOPES)
 def test_anything_else_is_a_named_error(data: bytes) -> None:
     with pytest.raises(IntegrityFailure):
         verify(data, TYPE, (Signer.generate().public_key,))

@@ -49,8 +49,7 @@ def collect() -> list[LabelledFile]:
             content = path.read_bytes()
             if len(content) >= FILE_BYTES_MIN:
                 found[label].append(LabelledFile(path, label, content))
-    columns = [files[index] for index in range(FILES_PER_LABEL_MAX) for files in found.values() if index < len(files)]
-    return columns
+    return [files[index] for index in range(FILES_PER_LABEL_MAX) for files in found.values() if index < len(files)]
 
 
 def _candidates() -> Iterator[Path]:

@@ -66,7 +66,8 @@ def fit_bias(probabilities: Floats, targets: npt.NDArray[np.int64]) -> Floats:
 
 def negative_log_likelihood(probabilities: Floats, targets: npt.NDArray[np.int64], bias: Floats | float = 0.0) -> float:
     """Mean over files, in nats."""
-    likely = softmax(np.log(np.maximum(probabilities, 1e-12)) + bias)[np.arange(len(targets)), targets]
+    logits = np.asarray(np.log(np.maximum(probabilities, 1e-12)) + bias, dtype=np.float32)
+    likely = softmax(logits)[np.arange(len(targets)), targets]
     return float(-np.log(np.maximum(likely, 1e-12)).mean())
 
 
