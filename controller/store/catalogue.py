@@ -1,0 +1,127 @@
+"""Tables about what can be installed: releases, the artifacts they are made of, and patches between artifacts."""
+
+import msgspec
+import sqlalchemy as sa
+
+from common.artifact.manifest import ArtifactRef
+from common.errors import Conflict
+from common.ids import Digest, ModelName, ReleaseRef
+from controller.store import schema
+from controller.store.dialect import Row, insert_absent, insert_new, upsert
+from controller.store.port import Patch, Release
+
+
+class SqlReleases:
+    """`port.Releases`; `release_files` is the index from an artifact to the releases that hold it."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+
+    def get(self, ref: ReleaseRef) -> Release | None:
+        table = schema.releases
+        this_one = (table.c.model == ref.model) & (table.c.version == ref.version)
+        return self._connection.scalar(sa.select(table.c.document).where(this_one))
+
+    def add(self, release: Release) -> None:
+        name: Row = {"model": release.ref.model, "version": release.ref.version}
+        row = {**name, "envelope": release.envelope.digest, "document": release}
+        if not insert_new(self._connection, schema.releases, row):
+            fix = "publish the new bytes under a new version"
+            raise Conflict(f"{release.ref} is published already", field="version", fix=fix)
+        files = [
+            {**name, "variant": variant, "file": file, "digest": artifact.digest}
+            for variant, build in release.manifest.variants.items()
+            for file, artifact in build.files.items()
+        ]
+        insert_absent(self._connection, schema.release_files, files)
+
+    def page(self, after: tuple[str, str] | None, limit: int, model: ModelName | None = None) -> list[Release]:
+        columns = schema.releases.c
+        query = sa.select(columns.document).order_by(columns.model, columns.version).limit(limit)
+        if after is not None:
+            query = query.where(sa.tuple_(columns.model, columns.version) > sa.tuple_(*after))
+        if model is not None:
+            query = query.where(columns.model == model)
+        return list(self._connection.scalars(query))
+
+    def by_artifact(self, artifact: Digest) -> list[Release]:
+        table, files = schema.releases, schema.release_files
+        holds = sa.exists().where(
+            files.c.model == table.c.model, files.c.version == table.c.version, files.c.digest == artifact
+        )
+        query = sa.select(table.c.document).where(holds).order_by(table.c.model, table.c.version)
+        return list(self._connection.scalars(query))
+
+
+class SqlArtifacts:
+    """`port.Artifacts`."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+
+    def get(self, digest: Digest) -> ArtifactRef | None:
+        table = schema.artifacts
+        size = self._connection.scalar(sa.select(table.c.size).where(table.c.digest == digest))
+        return None if size is None else ArtifactRef(digest, size)
+
+    def put(self, artifact: ArtifactRef, at: float) -> None:
+        upsert(
+            self._connection,
+            schema.artifacts,
+            [{"digest": artifact.digest, "size": artifact.size, "arrived_at": at}],
+        )
+
+    def unused(self, before: float) -> list[ArtifactRef]:
+        table, patches, files = schema.artifacts, schema.patches, schema.release_files
+        is_file = sa.exists().where(files.c.digest == table.c.digest)
+        is_envelope = sa.exists().where(schema.releases.c.envelope == table.c.digest)
+        is_patch = sa.exists().where(
+            patches.c.patch == table.c.digest, patches.c.state == "ready", files.c.digest == patches.c.target
+        )
+        query = (
+            sa.select(table.c.digest, table.c.size)
+            .where(table.c.arrived_at < before, ~is_file, ~is_envelope, ~is_patch)
+            .order_by(table.c.digest)
+        )
+        return [ArtifactRef(digest, size) for digest, size in self._connection.execute(query)]
+
+    def remove(self, digest: Digest) -> None:
+        """Also forgets the patches whose bytes these were, so that nobody offers them."""
+        self._connection.execute(schema.artifacts.delete().where(schema.artifacts.c.digest == digest))
+        self._connection.execute(schema.patches.delete().where(schema.patches.c.patch == digest))
+
+
+class SqlPatches:
+    """`port.Patches`."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+
+    def get(self, base: Digest, target: Digest, codec: str) -> Patch | None:
+        columns = schema.patches.c
+        rows = self._find(columns.base == base, columns.target == target, columns.codec == codec, limit=1)
+        return rows[0] if rows else None
+
+    def put(self, patch: Patch) -> None:
+        row = msgspec.structs.asdict(patch)
+        row["size"] = patch.patch.size if patch.patch else None
+        row["patch"] = patch.patch.digest if patch.patch else None
+        upsert(self._connection, schema.patches, [row])
+
+    def pending(self, limit: int) -> list[Patch]:
+        return self._find(schema.patches.c.state == "pending", limit=limit)
+
+    def for_target(self, target: Digest) -> list[Patch]:
+        return self._find(schema.patches.c.target == target)
+
+    def _find(self, *conditions: sa.ColumnElement[bool], limit: int | None = None) -> list[Patch]:
+        columns = schema.patches.c
+        order = (columns.created_at, columns.base, columns.target, columns.codec)
+        query = sa.select(schema.patches).where(*conditions).order_by(*order).limit(limit)
+        return [_patch(row._asdict()) for row in self._connection.execute(query)]
+
+
+def _patch(row: dict[str, object]) -> Patch:
+    digest, size = row.pop("patch"), row.pop("size")
+    patch = None if digest is None else {"digest": digest, "size": size}
+    return msgspec.convert({**row, "patch": patch}, Patch)
