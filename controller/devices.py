@@ -84,6 +84,12 @@ def choose_variant(device: Device, available: frozenset[str]) -> str | None:
     return next((name for name in (*preferred, DEFAULT_VARIANT) if name in available), None)
 
 
+FACT_NAMES = frozenset(
+    {"id", "labels", "presence", "running", "machine", "agent_version", "cpu_count", "memory_mb", "disk_free_mb"}
+)
+"""The keys of `facts`, for compiling a selector before there is a device."""
+
+
 def facts(device: Device, now: float) -> dict[str, Any]:
     """What a selector may speak of; the names are part of the API (docs/reference/selectors.md)."""
     capabilities = device.capabilities
