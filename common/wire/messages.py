@@ -201,6 +201,8 @@ class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
     generation: Count
     """The newest order for this model that the device has accepted."""
     activated_at: float | None = None
+    detail: Text = ""
+    """What the update under way is waiting for (a full disk, a broken network), as a sentence; empty while it moves."""
     last_update: UpdateReport | None = None
 
 
