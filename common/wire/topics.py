@@ -1,14 +1,17 @@
 """The topic grammar, both ways: `fc/v1/d/{device}/{kind}`.
 
-| kind | direction | retained | payload |
-| --- | --- | --- | --- |
-| `state` | from the device | yes | `Presence`: birth, and death as the will |
-| `hb` | from the device | no | `Heartbeat` |
-| `tel` | from the device | no | `Telemetry` |
-| `reported` | from the device | yes | `ReportedState` |
-| `rq` | from the device | no | `ChunkRequest` |
-| `desired` | to the device | yes | DSSE envelope of `DesiredState` |
-| `dl` | to the device | no | `Chunk` |
+| kind | direction | QoS | retained | payload |
+| --- | --- | --- | --- | --- |
+| `state` | from the device | 1 | yes | `Presence`: birth, and death as the will |
+| `hb` | from the device | 0 | no | `Heartbeat` |
+| `tel` | from the device | 1 | no | `Telemetry` |
+| `reported` | from the device | 1 | yes | `ReportedState` |
+| `rq` | from the device | 0 | no | `ChunkRequest` |
+| `desired` | to the device | 1 | yes | DSSE envelope of `DesiredState` |
+| `dl` | to the device | 0 | no | `Chunk` |
+
+What is sent again anyway when it is lost (the next heartbeat, the same chunk asked for once more) has QoS 0: the
+broker would otherwise write it to its disk first.
 
 A device may publish and subscribe below its own `fc/v1/d/{device}` only, and the broker enforces that. The device in
 the topic is the one that counts: a message that names another device is refused by the codec's caller.
@@ -39,6 +42,7 @@ class Kind(StrEnum):
 KINDS = frozenset(kind.value for kind in Kind)
 TO_DEVICE = frozenset({Kind.DESIRED, Kind.CHUNK})
 RETAINED = frozenset({Kind.STATE, Kind.REPORTED, Kind.DESIRED})
+AT_MOST_ONCE = frozenset({Kind.HEARTBEAT, Kind.CHUNK_REQUEST, Kind.CHUNK})
 
 
 class Topic(msgspec.Struct, frozen=True):
@@ -54,6 +58,11 @@ class Topic(msgspec.Struct, frozen=True):
     def retained(self) -> bool:
         """Whether the broker keeps the last message for whoever subscribes later."""
         return self.kind in RETAINED
+
+    @property
+    def qos(self) -> int:
+        """The MQTT quality of service to publish with: 0 (at most once) or 1 (at least once)."""
+        return 0 if self.kind in AT_MOST_ONCE else 1
 
     @classmethod
     def parse(cls, text: str) -> "Topic":
