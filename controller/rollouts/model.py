@@ -54,10 +54,12 @@ class ExecutionState(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     """The device gave up, put the old release back, refused the order, or went silent after activation."""
+    REVERTING = "reverting"
+    """The rollout is being taken back; the device has its order and has not said that it obeyed."""
     ROLLED_BACK = "rolled_back"
     """The rollout was taken back and the device says so."""
     CANCELED = "canceled"
-    """The rollout ended before the device was told."""
+    """The device was not told: the rollout ended first, or no variant of the release fits it."""
     SUPERSEDED = "superseded"
     """A newer rollout of the same model took the device over."""
 
@@ -84,8 +86,8 @@ class OnFailure(StrEnum):
 class ErrorBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Failures that a phase tolerates: more than this fails it.
 
-    Ratios count resolved devices (succeeded or failed), and only once `minimum` of them are resolved; `count` alone
-    needs no minimum.
+    The larger of `count` and `percent` of the resolved devices (succeeded or failed) is tolerated. The ratio is taken
+    once `minimum` devices are resolved, or once nobody is left to wait for; `count` alone needs no minimum.
     """
 
     percent: Annotated[float, Meta(ge=0, le=100)] = 0.0
@@ -139,7 +141,8 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     """One device's part.
 
     `phase` is the index of the first phase the device belongs to; `previous` what the device was assigned before, so
-    that it can be given back; `generation` the order that carried the release to it.
+    that it can be given back (it means nothing while `generation` is 0); `generation` the newest order that this
+    rollout made for the device.
     """
 
     device: DeviceId

@@ -1,0 +1,99 @@
+"""What a rollout would do, before anybody is told: devices, patches and bytes per phase.
+
+An estimate of the plain case: every device takes the release once, by the smallest patch that is ready for what it
+holds, otherwise whole. Patches that are not decided yet are counted as whole and listed as `undecided`, so the real
+figure can only be smaller.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+from msgspec.structs import replace
+
+from common.artifact.manifest import ReleaseManifest
+from common.errors import InvalidInput
+from controller.devices import Device, Presence, presence
+from controller.rollouts.membership import draw, select
+from controller.rollouts.model import RolloutSpec
+from controller.rollouts.patching import Lineage, PatchKey, target_artifact, undecided, wanted_patches
+
+
+class PhasePreview(msgspec.Struct, frozen=True, kw_only=True):
+    """What one phase adds. `devices` = `unchanged` + `patched` + `full` + `unfit`; `undecided` are among `full`.
+
+    `unchanged` hold the bytes already, `unfit` are devices that no variant fits. `bytes` cross the network,
+    `full_bytes` would without patches; manifests and orders (a few kB a device) are not counted.
+    """
+
+    index: int
+    devices: int = 0
+    online: int = 0
+    unchanged: int = 0
+    patched: int = 0
+    full: int = 0
+    undecided: int = 0
+    unfit: int = 0
+    bytes: int = 0
+    full_bytes: int = 0
+
+
+class Preview(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rollout would do; the members of a phase are drawn anew when it is created, their number stays."""
+
+    devices: int
+    online: int
+    bytes: int
+    full_bytes: int
+    phases: tuple[PhasePreview, ...]
+
+
+def preview(
+    spec: RolloutSpec,
+    devices: Iterable[Device],
+    *,
+    manifest: ReleaseManifest,
+    lineage: Lineage,
+    patch_bytes: Mapping[PatchKey, int],
+    salt: str,
+    now: float,
+) -> Preview:
+    """What `spec` would do at `now`; raises as `commands.create` does. `patch_bytes` are the sizes of ready patches."""
+    matched = select(spec.selector, devices, now)
+    if not matched:
+        raise InvalidInput("matches no device", field="selector", fix="try it with: ferry device list --selector")
+    placed = draw(salt, matched, spec.phases, now)
+    costs = {device.id: _one(device, manifest, lineage, patch_bytes, now) for device in matched}
+    phases = tuple(
+        _phase(index, [cost for device, cost in costs.items() if placed[device] == index])
+        for index in range(len(spec.phases))
+    )
+    return Preview(
+        devices=sum(phase.devices for phase in phases),
+        online=sum(phase.online for phase in phases),
+        bytes=sum(phase.bytes for phase in phases),
+        full_bytes=sum(phase.full_bytes for phase in phases),
+        phases=phases,
+    )
+
+
+def _phase(index: int, members: Sequence[PhasePreview]) -> PhasePreview:
+    counted = [name for name in PhasePreview.__struct_fields__ if name != "index"]
+    return PhasePreview(index=index, **{name: sum(getattr(one, name) for one in members) for name in counted})
+
+
+def _one(
+    device: Device, manifest: ReleaseManifest, lineage: Lineage, patch_bytes: Mapping[PatchKey, int], now: float
+) -> PhasePreview:
+    """What the release costs one device, as a phase of one."""
+    alone = PhasePreview(index=0, devices=1, online=int(presence(device, now) is Presence.ONLINE))
+    target = target_artifact(device, manifest)
+    if target is None:
+        return replace(alone, unfit=1)
+    if device.reported is not None and target.digest in device.reported.held:
+        return replace(alone, unchanged=1, full_bytes=target.size)
+    wanted = wanted_patches(device, manifest, lineage)
+    ready = [patch_bytes[key] for key in wanted if key in patch_bytes]
+    if ready:
+        return replace(alone, patched=1, bytes=min(ready), full_bytes=target.size)
+    waits = int(undecided(wanted, lineage))
+    return replace(alone, full=1, undecided=waits, bytes=target.size, full_bytes=target.size)
