@@ -1,0 +1,54 @@
+"""The port to the thing that runs models: an engine loads a file into a session, a session turns arrays into arrays.
+
+Sessions are called from several threads at once and never change once loaded, so a swap is a new session beside the old
+one. Nothing here knows about versions, requests or ONNX Runtime; `edge_agent.inference.ort` is the adapter, and the
+tests bring sessions that misbehave on purpose.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from common.artifact import TensorSpec
+from common.errors import FerryError
+
+Array = NDArray[Any]
+"""One tensor; strings (`BYTES`) are object arrays of `str`."""
+
+
+class EngineFailure(FerryError):
+    """The engine could not load a model or raised while running it. The message is the engine's own."""
+
+    code = "engine_failure"
+
+
+class Session(Protocol):
+    """One model, loaded. `run` may be called by several threads at once; `close` only when no `run` is left."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """The named outputs for `feeds` (input name to array), or `EngineFailure`."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back; the session cannot be used afterwards."""
+        ...
+
+
+class Engine(Protocol):
+    """What loads sessions."""
+
+    platform: str
+    """The engine's name in the Open Inference Protocol's model metadata, for example `onnxruntime_onnx`."""
+
+    def load(self, path: Path) -> Session:
+        """A session for the model file at `path`. Slow (it may take seconds), and it does not hold up other threads.
+
+        Raises `EngineFailure` for a file that is not a model or that the engine cannot run, `NotFound` when there is no
+        file, and `Unavailable` when memory ran out, which says nothing about the model.
+        """
+        ...

@@ -1,0 +1,135 @@
+"""One release in memory: its session, how many requests stand on it, and how they went.
+
+A request pins the release before it starts and unpins it when it is done, so a session is closed exactly when it has
+been retired and its last request has left. Counts and pins change on worker threads, under one lock.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+
+import msgspec
+
+from common.artifact import TensorSpec
+from common.ids import ModelName, Version
+from edge_agent.inference.engine import Array, Session
+from edge_agent.inference.health import Health
+
+
+class Statistics(msgspec.Struct, frozen=True):
+    """What `/stats` tells of a release: counts since it was loaded, durations in seconds, times since the epoch.
+
+    `queue_s` is time spent waiting for a free core, `compute_s` time inside the engine; both of answered requests.
+    """
+
+    answered: int
+    failed: int
+    answered_s: float
+    failed_s: float
+    queue_s: float
+    compute_s: float
+    last_at: float
+
+
+class Loaded:
+    """A release that can answer. `inputs` and `outputs` are the manifest's."""
+
+    def __init__(
+        self,
+        model: ModelName,
+        version: Version,
+        session: Session,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+    ) -> None:
+        self.model = model
+        self.version = version
+        self.inputs = inputs
+        self.outputs = outputs
+        self.interface = _names_and_types(inputs), _names_and_types(outputs)
+        self._session = session
+        self._lock = threading.Lock()
+        self._pins = 0
+        self._retired = False
+        self._closed: Future[None] = Future()
+        self._requests = self._errors = self._consecutive = 0
+        self._answered = self._failed = 0
+        self._answered_s = self._failed_s = self._queue_s = self._compute_s = self._last_at = 0.0
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """The session's answer; the caller holds a pin."""
+        return self._session.run(feeds, outputs)
+
+    def pin(self) -> None:
+        """Keep the session open for one request. Only for a release that has not been retired."""
+        with self._lock:
+            self._pins += 1
+
+    def unpin(self) -> None:
+        """The request is done; the last one to leave a retired release closes it."""
+        with self._lock:
+            self._pins -= 1
+            close = self._retired and self._pins == 0
+        if close:
+            self._close()
+
+    def retire(self) -> "Future[None]":
+        """Close the session as soon as nobody stands on it. The future is done when that has happened."""
+        with self._lock:
+            close = not self._retired and self._pins == 0
+            self._retired = True
+        if close:
+            self._close()
+        return self._closed
+
+    def count(self, *, error: bool) -> None:
+        """Take one request into the release's health."""
+        with self._lock:
+            self._requests += 1
+            self._errors += error
+            self._consecutive = self._consecutive + 1 if error else 0
+
+    def measure(self, *, failed: bool, queue_s: float, compute_s: float, now: float) -> None:
+        """Take one request into the release's statistics; durations in seconds, `now` since the epoch."""
+        with self._lock:
+            self._last_at = now
+            if failed:
+                self._failed += 1
+                self._failed_s += queue_s + compute_s
+                return
+            self._answered += 1
+            self._answered_s += queue_s + compute_s
+            self._queue_s += queue_s
+            self._compute_s += compute_s
+
+    def health(self) -> Health:
+        """How requests have gone since the release was loaded."""
+        with self._lock:
+            return Health(self._requests, self._errors, self._consecutive)
+
+    def statistics(self) -> Statistics:
+        """The counts for `/stats`."""
+        with self._lock:
+            return Statistics(
+                answered=self._answered,
+                failed=self._failed,
+                answered_s=self._answered_s,
+                failed_s=self._failed_s,
+                queue_s=self._queue_s,
+                compute_s=self._compute_s,
+                last_at=self._last_at,
+            )
+
+    def _close(self) -> None:
+        # Freeing a session holds the GIL for some ms: not on the event loop, not on a thread that owes an answer.
+        def close() -> None:
+            try:
+                self._session.close()
+            finally:
+                self._closed.set_result(None)
+
+        threading.Thread(target=close, name=f"close-{self.model}@{self.version}", daemon=True).start()
+
+
+def _names_and_types(specs: tuple[TensorSpec, ...]) -> frozenset[tuple[str, str]]:
+    return frozenset((spec.name, spec.datatype) for spec in specs)

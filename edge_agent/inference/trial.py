@@ -1,0 +1,84 @@
+"""Trying a release out: one attempt at a request, the checks before it may serve, and probes without a caller.
+
+An answer is good when the engine returned and every float in it is finite.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from common.artifact import TensorSpec
+from common.errors import FerryError
+from edge_agent.inference.engine import Array, Session
+from edge_agent.inference.health import Health
+from edge_agent.inference.tensors import DTYPES, mismatch, non_finite, synthetic
+
+WARM_UP_RUNS = 2
+"""The first run allocates; the second shows that it left nothing behind that breaks the next."""
+
+
+class ModelRejected(FerryError):
+    """The release cannot serve on this device: it does not load, is not what its manifest says, or cannot run."""
+
+    code = "model_rejected"
+
+
+class Attempt(NamedTuple):
+    """How a release did on one request: `outputs` or a `failure`, and the name of an output that was not finite."""
+
+    outputs: dict[str, Array] | None = None
+    failure: FerryError | None = None
+    flaw: str | None = None
+
+    @property
+    def good(self) -> bool:
+        return self.failure is None and self.flaw is None
+
+
+class Runnable(Protocol):
+    """A session, or what stands for one."""
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]: ...
+
+
+def attempt(release: Runnable, feeds: Mapping[str, Array], outputs: Sequence[str]) -> Attempt:
+    """One request, whatever comes of it."""
+    try:
+        found = release.run(feeds, outputs)
+    except FerryError as failure:
+        return Attempt(failure=failure)
+    return Attempt(outputs=found, flaw=non_finite(found))
+
+
+def check(session: Session, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    """Raise unless the session is what its manifest says and answers synthetic inputs well, which also warms it up.
+
+    Raises `ModelRejected`, or what the engine raises.
+    """
+    for kind, promised, found in (("input", inputs, session.inputs), ("output", outputs, session.outputs)):
+        _check_signature(kind, promised, found)
+    feeds, names = synthetic(inputs), [spec.name for spec in outputs]
+    for _ in range(WARM_UP_RUNS):
+        flaw = non_finite(session.run(feeds, names))
+        if flaw:
+            raise ModelRejected(f"output {flaw!r} is not finite for an input of zeros", field="outputs")
+
+
+def probe(release: Runnable, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], count: int) -> Health:
+    """How `count` synthetic requests go."""
+    feeds, names = synthetic(inputs), [spec.name for spec in outputs]
+    errors = consecutive = 0
+    for _ in range(count):
+        good = attempt(release, feeds, names).good
+        errors += not good
+        consecutive = 0 if good else consecutive + 1
+    return Health(count, errors, consecutive)
+
+
+def _check_signature(kind: str, promised: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...]) -> None:
+    for spec in promised:
+        if spec.datatype not in DTYPES:
+            unknown = f"{kind} {spec.name!r} has type {spec.datatype}"
+            raise ModelRejected(unknown, field=f"{kind}s", fix=f"use one of {', '.join(DTYPES)}")
+    difference = mismatch(promised, found)
+    if difference:
+        raise ModelRejected(f"{kind} {difference}", field=f"{kind}s", fix="publish the release from the right file")

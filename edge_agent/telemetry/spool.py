@@ -1,0 +1,145 @@
+"""Finished telemetry windows on the disk, until the broker has taken them.
+
+A device may be offline for weeks, so the spool is capped in rows and in bytes: when it is full the oldest windows go,
+and a counter says how many have gone for ever. What `add` returned from survives a killed process (SQLite, WAL); the
+last moments before a power cut may be lost, which is the price of not waiting for the disk. A spool file that cannot be
+read is set aside and a new one begun: telemetry is never a reason not to serve.
+"""
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import msgspec
+from sqlite_utils import Database
+
+from common.errors import StorageFull
+from common.wire import TelemetryWindow
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+ROWS_MAX = 20_000
+BYTES_MAX = 8 * 1024 * 1024
+BUSY_TIMEOUT_S = 5.0
+"""How long to wait for somebody who looks into the file with another program."""
+
+
+class Spooled(NamedTuple):
+    """A window and the id to drop it by."""
+
+    id: int
+    window: TelemetryWindow
+
+
+class Spool:
+    """A first-in, first-out store of windows in one SQLite file. Thread-safe; each call is one transaction."""
+
+    def __init__(self, path: Path, *, rows_max: int = ROWS_MAX, bytes_max: int = BYTES_MAX) -> None:
+        self._rows_max = rows_max
+        self._bytes_max = bytes_max
+        self._lock = threading.Lock()
+        self._connection = _open(path)
+
+    def add(self, windows: Iterable[TelemetryWindow]) -> None:
+        """Keep `windows`, in their order; the oldest ones go if the spool is full.
+
+        Raises `StorageFull`, with nothing changed, when the disk is.
+        """
+        rows = [(data, len(data)) for data in map(msgspec.json.encode, windows)]
+        if rows:
+            self._write(lambda: self._add(rows))
+
+    def peek(self, limit: int) -> list[Spooled]:
+        """The oldest windows, at most `limit`; they stay."""
+        with self._lock:
+            rows = self._connection.execute("select id, data from windows order by id limit ?", (limit,)).fetchall()
+        return [Spooled(row_id, msgspec.json.decode(data, type=TelemetryWindow)) for row_id, data in rows]
+
+    def drop(self, ids: Sequence[int]) -> None:
+        """Forget windows that have arrived. Ids that are gone already are ignored; ids are never used twice."""
+        self._write(lambda: self._connection.executemany("delete from windows where id = ?", [(i,) for i in ids]))
+
+    @property
+    def lost(self) -> int:
+        """How many windows have been thrown away since the spool was made, because it was full."""
+        return self._number("select value from counters where name = 'lost'")
+
+    def __len__(self) -> int:
+        return self._number("select count(*) from windows")
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._connection.close()
+
+    def _add(self, rows: list[tuple[bytes, int]]) -> None:
+        self._connection.executemany("insert into windows (data, bytes) values (?, ?)", rows)
+        # Newest first, the rows whose place or running size is within the caps stay.
+        gone = self._connection.execute(
+            """
+            delete from windows where id <= (
+                select max(id) from (
+                    select id,
+                           row_number() over (order by id desc) as place,
+                           sum(bytes) over (order by id desc rows unbounded preceding) as size
+                    from windows
+                ) where place > ? or size > ?
+            )
+            """,
+            (self._rows_max, self._bytes_max),
+        ).rowcount
+        if gone:
+            self._connection.execute("update counters set value = value + ? where name = 'lost'", (gone,))
+
+    def _write(self, work: Callable[[], T]) -> T:
+        with self._lock:
+            try:
+                with self._connection:
+                    return work()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                    raise StorageFull("no room left for telemetry", fix="free some space on the device") from error
+                raise
+
+    def _number(self, query: str) -> int:
+        with self._lock:
+            (number,) = self._connection.execute(query).fetchone()
+        return int(number)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        return _prepared(path)
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise  # locked, full, not allowed: the file itself is fine
+        logger.warning("the telemetry spool cannot be read; a new one is begun", extra={"path": str(path)})
+        path.replace(path.with_name(f"{path.name}.unreadable"))
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        return _prepared(path)
+
+
+def _prepared(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
+    try:
+        database = Database(connection)
+        database.enable_wal()
+        connection.execute("pragma synchronous = normal")
+        # Raw SQL for what sqlite-utils does not say: ids that are never used again.
+        connection.execute(
+            "create table if not exists windows"
+            " (id integer primary key autoincrement, data blob not null, bytes integer not null)"
+        )
+        database.table("counters").create({"name": str, "value": int}, pk="name", if_not_exists=True)
+        database.table("counters").insert({"name": "lost", "value": 0}, ignore=True)
+        connection.execute("select count(*) from windows").fetchone()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
