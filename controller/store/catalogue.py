@@ -1,5 +1,7 @@
 """Tables about what can be installed: releases, the artifacts they are made of, and patches between artifacts."""
 
+from typing import Any
+
 import msgspec
 import sqlalchemy as sa
 
@@ -121,7 +123,6 @@ class SqlPatches:
         return [_patch(row._asdict()) for row in self._connection.execute(query)]
 
 
-def _patch(row: dict[str, object]) -> Patch:
+def _patch(row: dict[str, Any]) -> Patch:
     digest, size = row.pop("patch"), row.pop("size")
-    patch = None if digest is None else {"digest": digest, "size": size}
-    return msgspec.convert({**row, "patch": patch}, Patch)
+    return Patch(**row, patch=None if digest is None else ArtifactRef(digest, size))

@@ -1,0 +1,243 @@
+"""Releases: bytes that were uploaded get a name, and what has none is taken away.
+
+A release is immutable: publishing the same files under the same name again changes nothing, other files are refused.
+The manifest says which bytes make up each variant and which tensors go in and out (read from the ONNX file itself); it
+is signed, and its envelope is a blob like any other. Publishing also asks for patches from what devices run now.
+"""
+
+import asyncio
+import functools
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+from opentelemetry import trace
+
+from common.artifact import onnx_io
+from common.artifact.manifest import (
+    FILES_PER_VARIANT,
+    MANIFEST_BYTES_MAX,
+    PAYLOAD_TYPE,
+    VARIANTS_MAX,
+    ArtifactRef,
+    ReleaseManifest,
+    Variant,
+    encode_manifest,
+)
+from common.clock import Clock
+from common.delta import CODECS
+from common.errors import Conflict, InvalidInput, NotFound, TooLarge
+from common.filesource import FileSource
+from common.ids import Digest, ModelName, ReleaseRef, Version, parse_digest, parse_model_name, parse_version
+from common.trust import Signer
+from controller.devices import Device, choose_variant, reported_model
+from controller.registry import patches
+from controller.registry.blobs import LocalBlobs
+from controller.store.port import AuditEntry, Event, Release, Store, Transaction
+
+VARIANT_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
+FILE_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_])?")
+PATCHES_PER_RELEASE_MAX = 16
+"""How many patches publishing asks for: those that serve most devices."""
+COLLECT_MIN_AGE_S = 24 * 3600.0
+"""By default a blob that nobody refers to is left alone this long: its publisher may be about to."""
+ORPHANS_PER_READ = 200
+
+Files = Mapping[str, Mapping[str, Digest]]
+"""Variant name to file name to digest."""
+
+tracer = trace.get_tracer(__name__)
+
+
+class Collected(msgspec.Struct, frozen=True):
+    """What garbage collection took away."""
+
+    count: int
+    bytes: int
+
+
+class Releases:
+    """The releases in `store`, over the bytes in `blobs`, signed by `signer`."""
+
+    def __init__(self, store: Store, blobs: LocalBlobs, signer: Signer, clock: Clock) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._signer = signer
+        self._clock = clock
+
+    async def publish(self, model: ModelName, version: Version, variants: Files, actor: str) -> tuple[Release, bool]:
+        """Make the release `model@version` of blobs that were uploaded before; whether it is new.
+
+        Raises `InvalidInput` (not an ONNX model, bad names), `NotFound` (a blob that is not here), `Conflict` (the
+        release exists with other bytes), `StorageFull`.
+        """
+        ref = ReleaseRef(parse_model_name(model), parse_version(version))
+        with tracer.start_as_current_span("release.publish", attributes={"ferry.release": str(ref)}):
+            _check_names(variants)
+            existing = await self._store.read(lambda tx: tx.releases.get(ref))
+            if existing is not None:
+                return _same(existing, variants), False
+            manifest = ReleaseManifest(ref.model, ref.version, await asyncio.to_thread(self._inspect_all, variants))
+            return await self._commit(manifest, actor)
+
+    async def collect_garbage(self, actor: str, min_age_s: float = COLLECT_MIN_AGE_S) -> Collected:
+        """Remove blobs that arrived more than `min_age_s` ago and that no release and no patch of one needs.
+
+        The rows go first: a crash in between leaves files without rows, which the next collection finds.
+        """
+        if min_age_s < 0:
+            raise InvalidInput(f"{min_age_s} is negative", field="min_age_s", fix="give an age in seconds, from 0 on")
+        before = self._clock.now() - min_age_s
+        async with self._blobs.changing:
+            unused = await self._store.write(lambda tx: _forget_unused(tx, before))
+            orphans = await self._orphans(before, {artifact.digest for artifact in unused})
+            removed = [*unused, *orphans]
+            for artifact in removed:
+                await asyncio.to_thread(self._blobs.remove, artifact.digest)
+        collected = Collected(len(removed), sum(artifact.size for artifact in removed))
+        if removed:
+            now = self._clock.now()
+            await self._store.write(lambda tx: _record_collection(tx, collected, actor, now))
+        return collected
+
+    async def _commit(self, manifest: ReleaseManifest, actor: str) -> tuple[Release, bool]:
+        payload = encode_manifest(manifest)
+        if len(payload) > MANIFEST_BYTES_MAX:
+            fix = f"at most {MANIFEST_BYTES_MAX} bytes; publish fewer variants"
+            raise TooLarge(f"the manifest takes {len(payload)} bytes", field="variants", fix=fix)
+        envelope = self._signer.sign(PAYLOAD_TYPE, payload)
+        wanted = await self._store.read(lambda tx: _patches_wanted(tx.devices.all(), manifest))
+        async with self._blobs.changing:
+            for name, variant in manifest.variants.items():
+                self._path(variant.artifact.digest, f"variants.{name}")
+            release = Release(
+                ref=manifest.release,
+                manifest=manifest,
+                envelope=await asyncio.to_thread(self._blobs.put_bytes, envelope),
+                published_at=self._clock.now(),
+                published_by=actor,
+            )
+            return await self._store.write(lambda tx: _record_release(tx, release, wanted))
+
+    def _inspect_all(self, variants: Files) -> dict[str, Variant]:
+        return {
+            variant: self._inspect(variant, file, digest)
+            for variant, files in variants.items()
+            for file, digest in files.items()
+        }
+
+    def _inspect(self, variant: str, file: str, digest: Digest) -> Variant:
+        field = f"variants.{variant}.{file}"
+        try:
+            with FileSource(self._path(digest, field)) as source:
+                signature = onnx_io.read_signature(source)
+                return Variant({file: ArtifactRef(digest, source.size)}, signature.inputs, signature.outputs)
+        except InvalidInput as error:
+            raise InvalidInput(error.message, field=field, fix=error.fix) from error
+
+    def _path(self, digest: Digest, field: str) -> Path:
+        path = self._blobs.path(digest)
+        if path is None:
+            fix = f"upload the file first: PUT /v1/blobs/{digest}"
+            raise NotFound(f"there is no blob {digest}", field=field, fix=fix)
+        return path
+
+    async def _orphans(self, before: float, known: set[Digest]) -> list[ArtifactRef]:
+        """Old files without a row: what a crash between writing bytes and committing their row left."""
+        old = await asyncio.to_thread(lambda: [blob.artifact for blob in self._blobs.all() if blob.arrived_at < before])
+        candidates = [artifact for artifact in old if artifact.digest not in known]
+        orphans: list[ArtifactRef] = []
+        for start in range(0, len(candidates), ORPHANS_PER_READ):
+            some = candidates[start : start + ORPHANS_PER_READ]
+            orphans += await self._store.read(functools.partial(_without_row, artifacts=some))
+        return orphans
+
+
+def _without_row(tx: Transaction, artifacts: list[ArtifactRef]) -> list[ArtifactRef]:
+    return [artifact for artifact in artifacts if tx.artifacts.get(artifact.digest) is None]
+
+
+def _check_names(variants: Files) -> None:
+    if not 1 <= len(variants) <= VARIANTS_MAX:
+        raise InvalidInput(f"{len(variants)} variants", field="variants", fix=f"give 1 to {VARIANTS_MAX}")
+    for variant, files in variants.items():
+        if not VARIANT_NAME.fullmatch(variant):
+            fix = "use lower-case letters, digits and inner '.', '_' or '-', for example 'default' or 'int8'"
+            raise InvalidInput(f"{variant[:80]!r} is not allowed", field="variants", fix=fix)
+        if len(files) != FILES_PER_VARIANT:
+            fix = "give exactly one ONNX file with its weights inside"
+            raise InvalidInput(f"{len(files)} files", field=f"variants.{variant}", fix=fix)
+        for file, digest in files.items():
+            if not FILE_NAME.fullmatch(file):
+                fix = "use letters, digits and inner '.', '_' or '-', at most 128 characters"
+                raise InvalidInput(f"{file[:80]!r} is not allowed", field=f"variants.{variant}", fix=fix)
+            parse_digest(digest, f"variants.{variant}.{file}")
+
+
+def _same(existing: Release, variants: Files) -> Release:
+    """The release, if it was made of these files; otherwise `Conflict`."""
+    made_of = {
+        variant: {file: artifact.digest for file, artifact in build.files.items()}
+        for variant, build in existing.manifest.variants.items()
+    }
+    if made_of != {variant: dict(files) for variant, files in variants.items()}:
+        fix = "releases never change; publish the new files under a new version"
+        raise Conflict(f"{existing.ref} exists with other files", field="version", fix=fix)
+    return existing
+
+
+def _record_release(tx: Transaction, release: Release, wanted: list[patches.Wanted]) -> tuple[Release, bool]:
+    variants = release.manifest.variants
+    existing = tx.releases.get(release.ref)
+    if existing is not None:  # somebody else published it while we read the files
+        files = {name: {file: ref.digest for file, ref in build.files.items()} for name, build in variants.items()}
+        return _same(existing, files), False
+    now = release.published_at
+    for artifact in (release.envelope, *(build.artifact for build in variants.values())):
+        tx.artifacts.put(artifact, now)
+    tx.releases.add(release)
+    for patch in wanted:
+        patches.request(tx, patch.base, patch.target, patch.codec, now)
+    subject = str(release.ref)
+    detail: dict[str, object] = {name: build.artifact.digest for name, build in variants.items()}
+    tx.journal.append_event(Event(kind="release.published", subject=subject, at=now, data={"variants": detail}))
+    tx.journal.append_audit(
+        AuditEntry(at=now, actor=release.published_by, action="release.publish", subject=subject, detail=detail)
+    )
+    return release, True
+
+
+def _patches_wanted(devices: Iterable[Device], manifest: ReleaseManifest) -> list[patches.Wanted]:
+    """From what each device runs now to the variant it would get, the most useful patches first."""
+    counts: Counter[patches.Wanted] = Counter()
+    for device in devices:
+        entry = reported_model(device, manifest.model)
+        variant = choose_variant(device, frozenset(manifest.variants))
+        codec = _shared_codec(device)
+        if entry is None or entry.artifact is None or variant is None or codec is None:
+            continue
+        target = manifest.variants[variant].artifact.digest
+        if entry.artifact != target:
+            counts[patches.Wanted(entry.artifact, target, codec)] += 1
+    return [wanted for wanted, _ in counts.most_common(PATCHES_PER_RELEASE_MAX)]
+
+
+def _shared_codec(device: Device) -> str | None:
+    """The best codec that we can make and the device can apply."""
+    known = device.capabilities.patch_codecs if device.capabilities else ()
+    return next((codec for codec in CODECS if codec in known), None)
+
+
+def _forget_unused(tx: Transaction, before: float) -> list[ArtifactRef]:
+    unused = tx.artifacts.unused(before)
+    for artifact in unused:
+        tx.artifacts.remove(artifact.digest)
+    return unused
+
+
+def _record_collection(tx: Transaction, collected: Collected, actor: str, at: float) -> None:
+    detail: dict[str, object] = {"count": collected.count, "bytes": collected.bytes}
+    tx.journal.append_event(Event(kind="garbage.collected", subject="blobs", at=at, data=detail))
+    tx.journal.append_audit(AuditEntry(at=at, actor=actor, action="garbage.collect", subject="blobs", detail=detail))
