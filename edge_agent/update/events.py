@@ -1,0 +1,200 @@
+"""What can happen to a model's update (events), and what the machine may ask for (effects).
+
+Events that end a piece of work carry `spent`, what it cost. Every event carries `at`, Unix seconds, because the machine
+has no clock. Effects are safe to repeat: a crash between saving the state and acting leads to the same effect again.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from common.wire import DesiredModel
+from edge_agent.update.choice import Source
+from edge_agent.update.state import Installed, Slot, Tally
+
+Verdict = Literal["pass", "fail", "inconclusive"]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something happened at `at`, in Unix seconds."""
+
+    at: float
+
+
+class WorkEnded(Event, frozen=True, kw_only=True):
+    """A piece of work ended and cost `spent`."""
+
+    spent: Tally = Tally()
+
+
+class Restarted(Event, frozen=True, kw_only=True):
+    """The program started; `clean` if its last run ended in good order."""
+
+    clean: bool
+
+
+class Ordered(Event, frozen=True, kw_only=True):
+    """An accepted order asks for `target`."""
+
+    target: DesiredModel
+    traceparent: str | None = None
+
+
+class Withdrawn(Event, frozen=True, kw_only=True):
+    """An accepted order no longer names the model."""
+
+
+class Fetched(WorkEnded, frozen=True, kw_only=True):
+    """Manifest and bytes are here; `source` says what the artifact will be made of."""
+
+    source: Source
+
+
+class PatchUnusable(WorkEnded, frozen=True, kw_only=True):
+    """The patch is gone, damaged or of another base: the whole artifact is needed."""
+
+    detail: str
+
+
+class Corrupted(WorkEnded, frozen=True, kw_only=True):
+    """The bytes came whole and are not what the order names."""
+
+    detail: str
+
+
+class ManifestRefused(WorkEnded, frozen=True, kw_only=True):
+    """The manifest is not signed by a trusted key, or disagrees with the order."""
+
+    code: str
+    detail: str
+
+
+class Interrupted(WorkEnded, frozen=True, kw_only=True):
+    """Transient trouble (network, disk): no verdict on anything."""
+
+    code: str
+    detail: str
+
+
+class RetryDue(Event, frozen=True, kw_only=True):
+    """The wait after an interruption is over."""
+
+
+class Built(Event, frozen=True, kw_only=True):
+    """The idle slot holds `candidate`, complete, verified and on the disk."""
+
+    candidate: Installed
+
+
+class Warmed(Event, frozen=True, kw_only=True):
+    """The candidate is loaded and gave finite answers to made-up inputs."""
+
+
+class ModelRefused(Event, frozen=True, kw_only=True):
+    """The engine cannot load the candidate, or it answers nonsense to made-up inputs."""
+
+    code: str
+    detail: str
+
+
+class Switched(Event, frozen=True, kw_only=True):
+    """The candidate answers requests from now on."""
+
+
+class HealthChecked(Event, frozen=True, kw_only=True):
+    """A look at the candidate `elapsed_s` seconds after the switch."""
+
+    verdict: Verdict
+    elapsed_s: float
+    detail: str = ""
+
+
+class Probed(Event, frozen=True, kw_only=True):
+    """How the candidate answered the agent's own requests, for want of others."""
+
+    verdict: Verdict
+    detail: str = ""
+
+
+class SlotDamaged(Event, frozen=True, kw_only=True):
+    """What `slot` holds is not what the journal says."""
+
+    slot: Slot
+
+
+class Unservable(Event, frozen=True, kw_only=True):
+    """The installed release is intact, but the engine would not load it after a restart."""
+
+    code: str
+    detail: str
+
+
+class Effect(msgspec.Struct, frozen=True, kw_only=True):
+    """Something to do, after the state was saved."""
+
+
+class Serve(Effect, frozen=True, kw_only=True):
+    """Check and load `installed` and let it answer requests. May end in `SlotDamaged` or `Unservable`."""
+
+    installed: Installed
+
+
+class Fetch(Effect, frozen=True, kw_only=True):
+    """Get and check the manifest, then the bytes that `source` needs."""
+
+    target: DesiredModel
+    source: Source
+
+
+class Build(Effect, frozen=True, kw_only=True):
+    """Make the artifact in `slot` and check its digest."""
+
+    target: DesiredModel
+    source: Source
+    slot: Slot
+
+
+class Warm(Effect, frozen=True, kw_only=True):
+    """Load `candidate` beside what serves, and try it."""
+
+    candidate: Installed
+
+
+class Switch(Effect, frozen=True, kw_only=True):
+    """Let the warmed candidate answer; what served before stays behind it."""
+
+
+class Watch(Effect, frozen=True, kw_only=True):
+    """Look at the candidate's health now and again until `probation_s` seconds after the switch."""
+
+    probation_s: float
+
+
+class Probe(Effect, frozen=True, kw_only=True):
+    """Send the candidate a few requests of our own."""
+
+
+class Commit(Effect, frozen=True, kw_only=True):
+    """Drop what stood behind the candidate."""
+
+
+class Revert(Effect, frozen=True, kw_only=True):
+    """Let what stood behind the candidate answer again."""
+
+
+class Retire(Effect, frozen=True, kw_only=True):
+    """Take the model out of service, after the requests in flight."""
+
+
+class Cancel(Effect, frozen=True, kw_only=True):
+    """Stop the work under way and forget its result."""
+
+
+class Wait(Effect, frozen=True, kw_only=True):
+    """Raise `RetryDue` after the backoff for retry number `attempt` (0-based)."""
+
+    attempt: int
+
+
+class Tidy(Effect, frozen=True, kw_only=True):
+    """Remove the files that no state names any more."""

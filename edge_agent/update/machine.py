@@ -1,0 +1,112 @@
+"""The update machine: one table says what every event does in every stage.
+
+`TABLE` holds every (stage, event) pair that does something, with the stages it may lead to; `IGNORED` holds all others.
+A test proves that together they are every pair, and the diagram in docs/explanation/update-machine.md is drawn from the
+table. What holds in every state:
+
+- `installed` is complete and verified, and nothing overwrites its slot until another release has been committed.
+- Bytes in quarantine are not tried again until an order with a higher number asks for them.
+- Trouble that may pass (network, disk) is waited for with a growing delay and never becomes a verdict; bytes that come
+  wrong, and candidates that the program does not survive, are tried a limited number of times.
+
+What a restart does is the answer to `Restarted`, which every stage answers; `resume` is another name for it.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from edge_agent.update import events as ev
+from edge_agent.update import moves
+from edge_agent.update.outcomes import Step
+from edge_agent.update.state import ModelState, Stage
+
+IDLE, FETCHING, VERIFYING, WARMING = Stage.IDLE, Stage.FETCHING, Stage.VERIFYING, Stage.WARMING
+SWITCHING, PROBATION, FAILED, RETIRED = Stage.SWITCHING, Stage.PROBATION, Stage.FAILED, Stage.RETIRED
+
+ALL = frozenset(Stage)
+RESTING = frozenset({IDLE, FAILED, RETIRED})
+BEFORE_SWITCH = frozenset({FETCHING, VERIFYING, WARMING, SWITCHING})
+TRYING = frozenset({WARMING, SWITCHING, PROBATION})
+BEGUN = frozenset({FETCHING, IDLE, FAILED})
+"""Where taking up an order may lead: work, nothing to do, or quarantined bytes."""
+
+
+class Move(NamedTuple):
+    """What an event does in some stages, and where that may lead; `words` label the arrow in the diagram."""
+
+    event: type[ev.Event]
+    stages: frozenset[Stage]
+    act: Callable[[ModelState, Any], Step]
+    to: frozenset[Stage]
+    words: str
+
+
+def _move(
+    event: type[ev.Event],
+    stages: Iterable[Stage],
+    act: Callable[[ModelState, Any], Step],
+    to: Iterable[Stage],
+    words: str,
+) -> Move:
+    return Move(event, frozenset(stages), act, frozenset(to), words)
+
+
+MOVES = (
+    _move(ev.Ordered, RESTING, moves.take_up, {*BEGUN, RETIRED}, "order"),
+    _move(ev.Ordered, BEFORE_SWITCH, moves.redirect, {*BEGUN, *BEFORE_SWITCH}, "newer order"),
+    _move(ev.Ordered, {PROBATION}, moves.overrule, {*BEGUN, PROBATION}, "newer order"),
+    _move(ev.Withdrawn, ALL - {RETIRED}, moves.withdraw, {RETIRED}, "left the order"),
+    _move(ev.Fetched, {FETCHING}, moves.fetched, {VERIFYING}, "bytes are here"),
+    _move(ev.PatchUnusable, {FETCHING, VERIFYING}, moves.go_without_patch, {FETCHING}, "patch unusable"),
+    _move(ev.Corrupted, {FETCHING, VERIFYING}, moves.fetch_again, {FETCHING, FAILED}, "wrong bytes"),
+    _move(ev.ManifestRefused, {FETCHING, VERIFYING}, moves.refuse, {FAILED}, "manifest refused"),
+    _move(ev.Interrupted, {FETCHING, VERIFYING}, moves.wait, {FETCHING}, "interrupted"),
+    _move(ev.Interrupted, {WARMING}, moves.wait, {WARMING}, "interrupted"),
+    _move(ev.RetryDue, {FETCHING}, moves.fetch_now, {FETCHING}, "retry"),
+    _move(ev.RetryDue, {WARMING}, moves.warm_again, {WARMING}, "retry"),
+    _move(ev.Built, {VERIFYING}, moves.built, {WARMING}, "built and verified"),
+    _move(ev.Warmed, {WARMING}, moves.switch, {SWITCHING}, "warm"),
+    _move(ev.ModelRefused, {WARMING}, moves.not_fit, {FAILED}, "engine refuses"),
+    _move(ev.Switched, {SWITCHING}, moves.on_probation, {PROBATION}, "switched"),
+    _move(ev.HealthChecked, {PROBATION}, moves.judge, {PROBATION, IDLE, FAILED}, "health"),
+    _move(ev.Probed, {PROBATION}, moves.judge_probe, {PROBATION, IDLE, FAILED}, "probe"),
+    _move(ev.Restarted, RESTING - {RETIRED}, moves.stand_up, {IDLE, FAILED}, "restart"),
+    _move(ev.Restarted, {RETIRED}, moves.stand_up, {RETIRED}, "restart"),
+    _move(ev.Restarted, {FETCHING, VERIFYING}, moves.resume_fetching, {FETCHING}, "restart"),
+    _move(ev.Restarted, TRYING, moves.strike, {WARMING, FAILED}, "restart"),
+    _move(ev.SlotDamaged, ALL - {PROBATION, RETIRED}, moves.damaged, {*BEGUN, WARMING, SWITCHING}, "slot damaged"),
+    _move(ev.Unservable, ALL - {PROBATION, RETIRED}, moves.unservable, ALL - {PROBATION, RETIRED}, "will not load"),
+)
+
+TABLE = {(stage, move.event): move for move in MOVES for stage in move.stages}
+
+IGNORED: dict[type[ev.Event], frozenset[Stage]] = {
+    ev.Withdrawn: frozenset({RETIRED}),
+    # The end of work that was cancelled, or that a restart has begun again.
+    ev.Fetched: ALL - {FETCHING},
+    ev.PatchUnusable: ALL - {FETCHING, VERIFYING},
+    ev.Corrupted: ALL - {FETCHING, VERIFYING},
+    ev.ManifestRefused: ALL - {FETCHING, VERIFYING},
+    ev.Interrupted: ALL - {FETCHING, VERIFYING, WARMING},
+    ev.RetryDue: ALL - {FETCHING, WARMING},
+    ev.Built: ALL - {VERIFYING},
+    ev.Warmed: ALL - {WARMING},
+    ev.ModelRefused: ALL - {WARMING},
+    ev.Switched: ALL - {SWITCHING},
+    ev.HealthChecked: ALL - {PROBATION},
+    ev.Probed: ALL - {PROBATION},
+    # Slots are checked before they are loaded: once a candidate serves, both are in memory.
+    ev.SlotDamaged: frozenset({PROBATION, RETIRED}),
+    ev.Unservable: frozenset({PROBATION, RETIRED}),
+}
+
+
+def step(state: ModelState, event: ev.Event) -> Step:
+    """The state after `event`, and what to do about it once that state is saved."""
+    move = TABLE.get((state.stage, type(event)))
+    return move.act(state, event) if move else (state, ())
+
+
+def resume(state: ModelState, *, clean: bool, at: float) -> Step:
+    """What to do with `state` when the program starts; `clean` if its last run ended in good order."""
+    return step(state, ev.Restarted(at=at, clean=clean))

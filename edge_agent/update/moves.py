@@ -1,0 +1,252 @@
+"""What each event does: the right-hand side of the table in `machine`."""
+
+from msgspec.structs import replace
+
+from edge_agent.update import events as ev
+from edge_agent.update.outcomes import (
+    REDOWNLOADS_MAX,
+    STRIKES_MAX,
+    Step,
+    adopted,
+    begin,
+    committed,
+    expected,
+    fetching,
+    given_up,
+    refetch,
+)
+from edge_agent.update.state import Installed, ModelState, Stage, idle_slot, same_release
+
+# Orders.
+
+
+def take_up(state: ModelState, event: ev.Ordered) -> Step:
+    """Idle, failed or retired: begin, unless it is the order that was dealt with already."""
+    if state.order >= event.target.order and same_release(state.target, event.target) and state.stage != Stage.RETIRED:
+        return replace(state, target=event.target), ()
+    return begin(state, event.target, event.traceparent, event.at)
+
+
+def redirect(state: ModelState, event: ev.Ordered) -> Step:
+    """Before the switch: go on if the release is still wanted, otherwise drop it and begin anew."""
+    if same_release(state.target, event.target):
+        return renewed(state, event), ()
+    fresh, effects = begin(state, event.target, event.traceparent, event.at)
+    return fresh, (ev.Cancel(), *effects)
+
+
+def overrule(state: ModelState, event: ev.Ordered) -> Step:
+    """In probation: go on if the release is still wanted; otherwise put the proven one back first.
+
+    Without a proven one the candidate, complete and not found unhealthy, stays: something must answer meanwhile.
+    """
+    if same_release(state.target, event.target):
+        return renewed(state, event), ()
+    if state.installed is None:
+        fresh, effects = begin(adopted(state), event.target, event.traceparent, event.at)
+        return fresh, (ev.Cancel(), ev.Commit(), *effects)
+    fresh, effects = begin(state, event.target, event.traceparent, event.at)
+    return fresh, (ev.Cancel(), ev.Revert(), *effects)
+
+
+def renewed(state: ModelState, event: ev.Ordered) -> ModelState:
+    """The same release under a newer order."""
+    return replace(state, target=event.target, order=max(state.order, event.target.order))
+
+
+def withdraw(state: ModelState, _: ev.Withdrawn) -> Step:
+    """Out of service, files and all; only the failures are remembered."""
+    retired = ModelState(
+        model=state.model,
+        stage=Stage.RETIRED,
+        order=state.order,
+        quarantine=state.quarantine,
+        last_update=state.last_update,
+    )
+    return retired, (ev.Cancel(), ev.Retire(), ev.Tidy())
+
+
+# Getting the bytes.
+
+
+def fetched(state: ModelState, event: ev.Fetched) -> Step:
+    """Everything is here: build it."""
+    building = replace(state, stage=Stage.VERIFYING, tally=state.tally.plus(event.spent), attempt=0, trouble="")
+    return building, (ev.Build(target=expected(state), source=event.source, slot=idle_slot(state)),)
+
+
+def go_without_patch(state: ModelState, event: ev.PatchUnusable) -> Step:
+    """Fall back to the whole artifact, once and for all of this update."""
+    return refetch(state, tally=state.tally.plus(event.spent), patch_refused=f"patch not used: {event.detail}")
+
+
+def fetch_again(state: ModelState, event: ev.Corrupted) -> Step:
+    """Wrong bytes: perhaps the network's fault once, the source's if it happens again."""
+    spent = replace(state, tally=state.tally.plus(event.spent))
+    if state.redownloads < REDOWNLOADS_MAX:
+        return refetch(spent, redownloads=state.redownloads + 1)
+    return given_up(spent, "failed", event.at, "integrity_failure", event.detail), (ev.Tidy(),)
+
+
+def refuse(state: ModelState, event: ev.ManifestRefused) -> Step:
+    """Order and manifest do not agree, or nobody we trust signed it."""
+    spent = replace(state, tally=state.tally.plus(event.spent))
+    return given_up(spent, "rejected", event.at, event.code, event.detail), (ev.Tidy(),)
+
+
+def wait(state: ModelState, event: ev.Interrupted) -> Step:
+    """Transient: try again later, from fetching unless the candidate is complete already."""
+    stage = Stage.WARMING if state.stage is Stage.WARMING else Stage.FETCHING
+    waiting = replace(
+        state,
+        stage=stage,
+        attempt=state.attempt + 1,
+        tally=state.tally.plus(event.spent),
+        trouble=f"{event.code}: {event.detail}",
+    )
+    return waiting, (ev.Wait(attempt=state.attempt),)
+
+
+def fetch_now(state: ModelState, _: ev.RetryDue) -> Step:
+    """The wait is over."""
+    return state, (fetching(state),)
+
+
+def built(state: ModelState, event: ev.Built) -> Step:
+    """The idle slot is full and named from now on; what it held before is gone."""
+    warming = replace(state, stage=Stage.WARMING, candidate=event.candidate, previous=None, attempt=0, trouble="")
+    return warming, (ev.Warm(candidate=event.candidate),)
+
+
+# Trying the candidate.
+
+
+def warm_again(state: ModelState, _: ev.RetryDue) -> Step:
+    """The wait is over, and the candidate still stands in its slot."""
+    return state, (ev.Warm(candidate=tried(state)),)
+
+
+def switch(state: ModelState, _: ev.Warmed) -> Step:
+    """Written down before it is done, so that a crash in between counts against the candidate."""
+    return replace(state, stage=Stage.SWITCHING, attempt=0, trouble=""), (ev.Switch(),)
+
+
+def not_fit(state: ModelState, event: ev.ModelRefused) -> Step:
+    """It never served."""
+    return given_up(state, "failed", event.at, event.code, event.detail), (ev.Tidy(),)
+
+
+def on_probation(state: ModelState, event: ev.Switched) -> Step:
+    """It serves; the old release stands behind it until it has proven itself."""
+    candidate = replace(tried(state), activated_at=event.at)
+    return replace(state, stage=Stage.PROBATION, candidate=candidate), (
+        ev.Watch(probation_s=expected(state).probation_s),
+    )
+
+
+def judge(state: ModelState, event: ev.HealthChecked) -> Step:
+    """Bad news counts at once, good news when the time is up, no news asks for a probe."""
+    if event.verdict == "fail":
+        return unhealthy(state, event.at, event.detail)
+    if event.elapsed_s < expected(state).probation_s:
+        return state, ()
+    return committed(state, event.at) if event.verdict == "pass" else (state, (ev.Probe(),))
+
+
+def judge_probe(state: ModelState, event: ev.Probed) -> Step:
+    """The agent's own requests decide when there were too few others; if even they say nothing, keep watching."""
+    if event.verdict == "fail":
+        return unhealthy(state, event.at, event.detail)
+    if event.verdict == "pass":
+        return committed(state, event.at)
+    return state, (ev.Watch(probation_s=expected(state).probation_s),)
+
+
+def unhealthy(state: ModelState, at: float, detail: str) -> Step:
+    """Put the old release back at once; the network is not asked."""
+    return given_up(state, "rolled_back", at, "unhealthy", detail), (ev.Cancel(), ev.Revert(), ev.Tidy())
+
+
+# After a restart.
+
+
+def stand_up(state: ModelState, _: ev.Restarted) -> Step:
+    """Nothing was under way."""
+    return state, serving(state)
+
+
+def resume_fetching(state: ModelState, _: ev.Restarted) -> Step:
+    """Before the candidate was complete: go on fetching; the download resumes where it stopped."""
+    again, effects = refetch(state, attempt=0, trouble="")
+    return again, (*serving(state), *effects)
+
+
+def strike(state: ModelState, event: ev.Restarted) -> Step:
+    """The candidate was loaded or served: load it again, unless the program died over it too often."""
+    strikes = state.strikes + (not event.clean)
+    if strikes < STRIKES_MAX:
+        again = replace(state, stage=Stage.WARMING, strikes=strikes, attempt=0, trouble="")
+        return again, (*serving(state), ev.Warm(candidate=tried(state)))
+    served = tried(state).activated_at is not None
+    detail = f"the agent died {strikes} times while it tried {expected(state).version}"
+    over = given_up(state, "rolled_back" if served else "failed", event.at, "unclean_restarts", detail)
+    return over, (*serving(over), ev.Tidy())
+
+
+def serving(state: ModelState) -> tuple[ev.Effect, ...]:
+    """What answers before anything else happens."""
+    return (ev.Serve(installed=state.installed),) if state.installed else ()
+
+
+def damaged(state: ModelState, event: ev.SlotDamaged) -> Step:
+    """Nothing in the slot is used any more: fall back to the other one, and fetch what is missing."""
+    installed = _unless_in(event, state.installed)
+    sound = replace(
+        state,
+        installed=installed or _unless_in(event, state.previous),
+        candidate=_unless_in(event, state.candidate),
+        previous=_unless_in(event, state.previous) if installed else None,
+    )
+    if sound.candidate != state.candidate:
+        return _build_again(sound, event)
+    if sound.installed == state.installed:
+        return sound, ()
+    return _without_installed(sound, event)
+
+
+def _build_again(state: ModelState, event: ev.SlotDamaged) -> Step:
+    """The candidate's slot went bad after it was verified: the disk may be failing, so not without end."""
+    if state.redownloads < REDOWNLOADS_MAX:
+        fresh, effects = refetch(state, redownloads=state.redownloads + 1)
+        return fresh, (ev.Cancel(), *effects)
+    detail = "the files of the new release went bad on this device's disk"
+    return given_up(state, "failed", event.at, "integrity_failure", detail), (ev.Cancel(), ev.Tidy())
+
+
+def _without_installed(state: ModelState, event: ev.SlotDamaged) -> Step:
+    if state.stage is Stage.IDLE and state.target is not None:
+        fresh, effects = begin(state, state.target, state.traceparent, event.at)
+        return fresh, (*serving(state), *effects)
+    if state.stage in {Stage.FETCHING, Stage.VERIFYING}:  # perhaps from a patch on what is gone
+        fresh, effects = refetch(state)
+        return fresh, (*serving(state), ev.Cancel(), *effects)
+    return state, serving(state)
+
+
+def unservable(state: ModelState, event: ev.Unservable) -> Step:
+    """Intact bytes that this engine will not load (any more): the previous release, and no second download."""
+    fallen = replace(state, installed=state.previous, previous=None)
+    if state.stage is Stage.IDLE:
+        fallen = given_up(fallen, "failed", event.at, event.code, event.detail)
+    return fallen, serving(fallen)
+
+
+def tried(state: ModelState) -> Installed:
+    """The candidate; the stages from warming to probation have one."""
+    if state.candidate is None:
+        raise AssertionError(f"{state.model} is {state.stage} without a candidate")
+    return state.candidate
+
+
+def _unless_in(event: ev.SlotDamaged, release: Installed | None) -> Installed | None:
+    return None if release is None or release.slot == event.slot else release
