@@ -27,7 +27,8 @@ def apply(base: ByteSource, patch: ByteSource, sink: Callable[[bytes], object], 
     if header.target != target:
         raise IntegrityFailure(f"the patch makes {header.target.digest}, expected {target.digest}")
     if base.size != header.base.size or digest_of_source(base) != header.base.digest:
-        raise IntegrityFailure(f"the patch starts from {header.base.digest}, which is not what is here")
+        fix = "use the base that the patch was made from"
+        raise IntegrityFailure(f"the base is not {header.base.digest}, from which the patch starts", fix=fix)
     hasher = Hasher()
     for block in read_blocks(patch, header):
         _write(block, read_literals(patch, block), base, _both(hasher.update, sink))
