@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from securesystemslib.dsse import Envelope
 
 from common.artifact import ReleaseManifest, digest_of
+from common.errors import IntegrityFailure
 from common.ids import DeviceId, Digest, ModelName, ReleaseRef
 from common.trust import Signer
 from common.wire import DesiredModel, DesiredState, PatchOffer, encode
@@ -77,7 +78,7 @@ def desired_state(
     for name, version in sorted(device.assigned.items()):
         release = tx.releases.get(ReleaseRef(name, version))
         if release is None:
-            raise LookupError(f"{device.id} is assigned {name}@{version}, which was never published")
+            raise IntegrityFailure(f"{device.id} is assigned {name}@{version}, which is not in the store")
         model = _desired_model(tx, device, release, device.generation, probation_s)
         before = last.get(name)
         if name != changed and before is not None and before.version == version:

@@ -79,7 +79,6 @@ class Notify(msgspec.Struct, frozen=True, kw_only=True):
 
     execution: Execution
     version: Version
-    probation_s: float
 
 
 class Revert(msgspec.Struct, frozen=True, kw_only=True):
@@ -323,7 +322,7 @@ def _tell(snapshot: Snapshot, execution: Execution, now: float) -> Action:
     told = moved(
         execution, ExecutionEvent.ORDERED, now, generation=device.generation + 1, previous=previous, notified_at=now
     )
-    return Notify(execution=told, version=spec.release.version, probation_s=spec.probation_s)
+    return Notify(execution=told, version=spec.release.version)
 
 
 def _obstacle(snapshot: Snapshot, device: Device | None) -> str:

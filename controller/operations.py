@@ -1,0 +1,212 @@
+"""Rollouts as units of work: load what a decision needs, store what it decided.
+
+`create_rollout`, `act_on_rollout` and `preview_rollout` are what the API calls; `load_snapshot` and `commit` are the
+two halves of the reconciler's work around `rollouts.planner.plan`. Each runs inside one transaction and emits events
+(`rollout.created`, `rollout.updated`, `execution.updated`); whoever calls for a person writes the audit entry.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import assert_never
+
+from msgspec.structs import replace
+
+from common.artifact import ReleaseManifest
+from common.delta import CODECS
+from common.errors import Conflict, IntegrityFailure, NotFound
+from common.ids import DeviceId, Digest, ModelName, ReleaseRef
+from common.trust import Signer
+from controller.devices import Device
+from controller.orders import make_order
+from controller.rollouts import commands
+from controller.rollouts.model import Execution, ExecutionState, Rollout, RolloutSpec
+from controller.rollouts.patching import Lineage, PatchKey, wanted_patches
+from controller.rollouts.planner import (
+    Action,
+    Notify,
+    RequestPatch,
+    Revert,
+    Snapshot,
+    UpdateExecution,
+    UpdateRollout,
+    watched,
+)
+from controller.rollouts.preview import Preview, preview
+from controller.store.port import Event, Patch, Transaction
+
+RELEASES_PER_PAGE = 200
+
+
+def create_rollout(
+    tx: Transaction,
+    spec: RolloutSpec,
+    *,
+    id: str,  # noqa: A002 - it is the id, and it is keyword-only
+    salt: str,
+    actor: str,
+    now: float,
+    traceparent: str | None = None,
+) -> Rollout:
+    """Store a new rollout (ids must sort by time), ending the older ones it supersedes; raises as `commands.create`."""
+    created = commands.create(
+        spec,
+        tx.devices.all(),
+        now=now,
+        id=id,
+        salt=salt,
+        actor=actor,
+        exists=lambda release: tx.releases.get(release) is not None,
+        active=_active_of(tx, spec.release.model),
+        traceparent=traceparent,
+    )
+    for rollout, executions in created.superseded:
+        _store(tx, rollout, executions, now)
+    tx.rollouts.put(created.rollout)
+    tx.rollouts.put_executions(id, created.executions)
+    data: dict[str, object] = {"release": str(spec.release), "devices": len(created.executions)}
+    tx.journal.append_event(Event(kind="rollout.created", subject=id, at=now, data=data))
+    return created.rollout
+
+
+def act_on_rollout(tx: Transaction, rollout_id: str, action: commands.Action, *, now: float) -> Rollout:
+    """Do what a person asks of a rollout. Raises `NotFound`, and `Conflict` when the action is not possible now."""
+    rollout = tx.rollouts.get(rollout_id)
+    if rollout is None:
+        raise NotFound(f"no rollout {rollout_id[:80]!r}", field="rollout", fix="see: ferry rollout list")
+    executions = tx.rollouts.executions(rollout_id)
+    if action == "rollback":
+        commands.refuse_rollback_over(rollout, executions, _active_of(tx, rollout.spec.release.model))
+    after, changed = commands.act(rollout, executions, action, now)
+    _store(tx, after, changed, now)
+    return after
+
+
+def preview_rollout(tx: Transaction, spec: RolloutSpec, *, salt: str, now: float) -> Preview:
+    """What a rollout would do; writes nothing. Raises as `create_rollout` does."""
+    release = tx.releases.get(spec.release)
+    if release is None:
+        fix = "publish it first: ferry release publish"
+        raise NotFound(f"release {spec.release} does not exist", field="release", fix=fix)
+    devices = list(tx.devices.all())
+    lineage, sizes = _lineage(tx, release.manifest, devices)
+    return preview(spec, devices, manifest=release.manifest, lineage=lineage, patch_bytes=sizes, salt=salt, now=now)
+
+
+def load_snapshot(tx: Transaction, rollout: Rollout, listening_since: float | None) -> Snapshot:
+    """Everything that `plan` needs to know about `rollout` now."""
+    release = tx.releases.get(rollout.spec.release)
+    if release is None:
+        raise IntegrityFailure(f"rollout {rollout.id}: its release {rollout.spec.release} is not in the store")
+    executions = tuple(tx.rollouts.executions(rollout.id))
+    devices = {
+        device.id: device
+        for device_id in watched(rollout, executions)
+        if (device := tx.devices.get(device_id)) is not None
+    }
+    queued = [devices[one.device] for one in executions if one.state is ExecutionState.QUEUED and one.device in devices]
+    lineage, _ = _lineage(tx, release.manifest, queued)
+    return Snapshot(
+        rollout=rollout,
+        executions=executions,
+        devices=devices,
+        manifest=release.manifest,
+        lineage=lineage,
+        listening_since=listening_since,
+    )
+
+
+def commit(
+    tx: Transaction, rollout: Rollout, actions: Iterable[Action], *, signer: Signer, now: float, traceparent: str | None
+) -> None:
+    """Store what a plan decided about `rollout`; orders are made and signed here, and sent later."""
+    executions: dict[DeviceId, Execution] = {}
+    for action in actions:
+        match action:
+            case Notify() | Revert():
+                device = _reassigned(tx, rollout.spec.release.model, action)
+                make_order(
+                    tx,
+                    device,
+                    signer,
+                    now=now,
+                    changed=rollout.spec.release.model,
+                    probation_s=rollout.spec.probation_s,
+                    traceparent=traceparent,
+                )
+                executions[action.execution.device] = action.execution
+            case UpdateExecution():
+                executions[action.execution.device] = action.execution
+            case UpdateRollout():
+                rollout = action.rollout
+            case RequestPatch():
+                _request_patch(tx, action.key, now)
+            case _:
+                assert_never(action)
+    _store(tx, rollout, list(executions.values()), now)
+
+
+def _reassigned(tx: Transaction, model: ModelName, action: Notify | Revert) -> Device:
+    """The device with what the action wants it to run."""
+    execution = action.execution
+    device = tx.devices.get(execution.device)
+    if device is None or device.generation + 1 != execution.generation:
+        raise Conflict(f"{execution.device} was given another order since this plan was made")
+    assigned = {name: version for name, version in device.assigned.items() if name != model}
+    if action.version is not None:
+        assigned[model] = action.version
+    return replace(device, assigned=assigned)
+
+
+def _request_patch(tx: Transaction, key: PatchKey, now: float) -> None:
+    if tx.patches.get(key.base, key.target, key.codec) is None:
+        wanted = Patch(base=key.base, target=key.target, codec=key.codec, state="pending", created_at=now)
+        tx.patches.put(wanted)
+
+
+def _store(tx: Transaction, rollout: Rollout, executions: list[Execution], now: float) -> None:
+    """Store what changed and tell those who watch."""
+    if executions:
+        tx.rollouts.put_executions(rollout.id, executions)
+    for one in executions:
+        _emit(tx, "execution.updated", rollout, now, device=one.device, state=one.state.value, reason=one.reason)
+    before = tx.rollouts.get(rollout.id)
+    if before == rollout:
+        return
+    tx.rollouts.put(rollout)
+    phases = [phase.state.value for phase in rollout.phases]
+    _emit(tx, "rollout.updated", rollout, now, state=rollout.state.value, phases=phases, reason=rollout.reason)
+
+
+def _emit(tx: Transaction, kind: str, rollout: Rollout, now: float, **data: object) -> None:
+    data["release"] = str(rollout.spec.release)
+    tx.journal.append_event(Event(kind=kind, subject=rollout.id, at=now, data=data))
+
+
+def _active_of(tx: Transaction, model: ModelName) -> list[commands.Part]:
+    active = [rollout for rollout in tx.rollouts.active() if rollout.spec.release.model == model]
+    return [(rollout, tx.rollouts.executions(rollout.id)) for rollout in active]
+
+
+def _lineage(
+    tx: Transaction, manifest: ReleaseManifest, devices: Iterable[Device]
+) -> tuple[Lineage, Mapping[PatchKey, int]]:
+    """What is known of the patches that could serve `devices`, and the sizes in bytes of those that are ready."""
+    lineage = Lineage(artifacts=_artifacts(tx, manifest.model), codecs=CODECS)
+    keys = {key for device in devices for key in wanted_patches(device, manifest, lineage)}
+    known = {key: patch for key in keys if (patch := tx.patches.get(key.base, key.target, key.codec)) is not None}
+    decided = {key: patch.state != "pending" for key, patch in known.items()}
+    sizes = {key: patch.patch.size for key, patch in known.items() if patch.state == "ready" and patch.patch}
+    return replace(lineage, decided=decided), sizes
+
+
+def _artifacts(tx: Transaction, model: ModelName) -> frozenset[Digest]:
+    """The files of all releases of a model."""
+    found: set[Digest] = set()
+    after: tuple[str, str] | None = None
+    while releases := tx.releases.page(after, RELEASES_PER_PAGE, model):
+        found.update(variant.artifact.digest for one in releases for variant in one.manifest.variants.values())
+        after = _key(releases[-1].ref)
+    return frozenset(found)
+
+
+def _key(release: ReleaseRef) -> tuple[str, str]:
+    return release.model, release.version
