@@ -1,0 +1,82 @@
+"""Releases and the patches between their files."""
+
+from common.errors import NotFound
+from common.ids import ModelName, ReleaseRef, Version, parse_digest, parse_model_name
+from controller.api.pages import page_of
+from controller.api.route import Answer, Call, route
+from controller.resources import (
+    CollectedView,
+    CollectGarbage,
+    Page,
+    PatchQuery,
+    PatchView,
+    PublishRelease,
+    ReleaseQuery,
+    ReleaseView,
+    release_view,
+)
+from controller.store.port import Patch
+
+
+@route("POST", "/v1/releases", summary="Publish a release made of uploaded blobs", statuses=(201, 200))
+async def publish(call: Call, body: PublishRelease) -> Answer[ReleaseView]:
+    """201 when it is new, 200 when the very same release exists, 409 when that version has other bytes."""
+
+    async def act() -> Answer[ReleaseView]:
+        release, created = await call.deps.releases.publish(body.model, body.version, body.variants, call.who)
+        return Answer(value=release_view(release), status=201 if created else 200)
+
+    answer = await call.perform(act)
+    call.deps.patches.nudge()
+    return answer
+
+
+@route("GET", "/v1/releases", summary="List releases")
+async def index(call: Call, query: ReleaseQuery) -> Answer[Page[ReleaseView]]:
+    """By model and version."""
+    after = ReleaseRef.parse(query.after, "after") if query.after else None
+    key = (after.model, after.version) if after else None
+    model = parse_model_name(query.model) if query.model else None
+    found = await call.read(lambda tx: tx.releases.page(key, query.limit + 1, model))
+    return Answer(value=page_of([release_view(release) for release in found], query.limit, lambda view: view.name))
+
+
+@route("GET", "/v1/releases/{model}/{version}", summary="Show a release and its manifest")
+async def show(call: Call, model: ModelName, version: Version) -> Answer[ReleaseView]:
+    """The release, or 404."""
+    ref = ReleaseRef(model, version)
+    release = await call.read(lambda tx: tx.releases.get(ref))
+    if release is None:
+        raise NotFound(f"there is no release {ref}", field="release", fix="see: ferry release list")
+    return Answer(value=release_view(release))
+
+
+@route("GET", "/v1/patches", summary="List the patches that rebuild an artifact")
+async def patches(call: Call, query: PatchQuery) -> Answer[Page[PatchView]]:
+    """Every patch to `target` that was asked for, with its state and size."""
+    target = parse_digest(query.target, "target")
+    found = await call.read(lambda tx: tx.patches.for_target(target))
+    return Answer(value=Page(items=tuple(map(_patch_view, found))))
+
+
+@route("POST", "/v1/gc", summary="Remove blobs that nothing needs")
+async def collect(call: Call, body: CollectGarbage) -> Answer[CollectedView]:
+    """What no release and no patch refers to, and is old enough not to be part of an upload under way."""
+
+    async def act() -> Answer[CollectedView]:
+        collected = await call.deps.releases.collect_garbage(call.who, body.min_age_s)
+        return Answer(value=CollectedView(count=collected.count, bytes=collected.bytes))
+
+    return await call.perform(act)
+
+
+def _patch_view(patch: Patch) -> PatchView:
+    return PatchView(
+        base=patch.base,
+        target=patch.target,
+        codec=patch.codec,
+        state=patch.state,
+        created_at=patch.created_at,
+        patch=patch.patch,
+        reason=patch.reason,
+    )

@@ -1,0 +1,447 @@
+"""The resources of the HTTP API: what goes in and what comes out, one struct each.
+
+The server encodes them, the client decodes them, the OpenAPI document describes them; nobody describes them twice.
+Requests refuse unknown fields, so that a misspelt option is an error and not a default; answers may grow fields, and
+old clients ignore those. What the controller's own values already say well (a rollout's spec, an execution, an event,
+an audit entry) is shown as it is. No secret is ever part of a view: tokens appear once, in the answer that makes them.
+
+Times are seconds since the Unix epoch, sizes bytes, durations seconds, names as in `common.ids`.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Annotated, Generic, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from common.artifact.manifest import VARIANTS_MAX, ArtifactRef, ReleaseManifest
+from common.ids import DeviceId, Digest, ModelName, Version
+from common.trust import PublicKey
+from common.wire import Capabilities, Heartbeat, ReportedState
+from controller.devices import Device, Presence, in_sync, presence
+from controller.rollouts.model import (
+    Execution,
+    ExecutionState,
+    OnFailure,
+    PhaseSpec,
+    PhaseState,
+    Rollout,
+    RolloutSpec,
+    RolloutState,
+)
+from controller.store.port import PatchState, Release, Token
+
+T = TypeVar("T")
+
+PAGE_LIMIT = 100
+PAGE_LIMIT_MAX = 1000
+JOIN_USES_MAX = 100_000
+JOIN_TTL_S = 24 * 3600
+JOIN_TTL_S_MAX = 365 * 24 * 3600
+GARBAGE_AGE_S = 3600.0
+TEXT_CHARS_MAX = 512
+
+RolloutAction = Literal["approve", "pause", "resume", "advance", "abort", "rollback", "retry"]
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request body or the query of a URL."""
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer."""
+
+
+class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """Part of a list. `next` is what to send as `after` for the following part; null at the end."""
+
+    items: tuple[T, ...]
+    next: str | None = None
+
+
+class Problem(View, frozen=True, kw_only=True):
+    """An error (RFC 9457). `code` is stable and for programs, `detail` and `fix` are for people, `field` is the path of
+    the input that is wrong.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    field: str | None = None
+    fix: str | None = None
+    trace_id: str | None = None
+
+
+# Queries
+
+
+class PageQuery(Request, frozen=True, kw_only=True):
+    """Which part of a list."""
+
+    after: Annotated[str, Meta(max_length=TEXT_CHARS_MAX)] = ""
+    limit: Annotated[int, Meta(ge=1, le=PAGE_LIMIT_MAX)] = PAGE_LIMIT
+
+
+class DeviceQuery(PageQuery, frozen=True, kw_only=True):
+    """`selector` is an expression over a device's facts."""
+
+    selector: str = "true"
+
+
+class ReleaseQuery(PageQuery, frozen=True, kw_only=True):
+    """`model` keeps one model's releases."""
+
+    model: str | None = None
+
+
+class PatchQuery(Request, frozen=True, kw_only=True):
+    """`target` is the artifact that the patches rebuild."""
+
+    target: str
+
+
+class EventQuery(Request, frozen=True, kw_only=True):
+    """`kind` keeps one kind, or a whole family: `rollout` means every `rollout.*`. `subject` keeps one subject.
+
+    `after` is the last event seen, for clients that cannot send Last-Event-ID; by default the stream begins now.
+    """
+
+    kind: str = ""
+    subject: str = ""
+    after: Annotated[int, Meta(ge=0)] | None = None
+
+
+class RolloutQuery(Request, frozen=True, kw_only=True):
+    """`dry_run` answers with a preview and changes nothing."""
+
+    dry_run: bool = False
+
+
+# Releases and blobs
+
+
+class BlobView(View, frozen=True, kw_only=True):
+    """Bytes that the registry holds."""
+
+    digest: Digest
+    size: int
+
+
+class PublishRelease(Request, frozen=True, kw_only=True):
+    """A release made of blobs that were uploaded before: variant -> file name -> digest."""
+
+    model: ModelName
+    version: Version
+    variants: Annotated[dict[str, dict[str, Digest]], Meta(min_length=1, max_length=VARIANTS_MAX)]
+
+
+class ReleaseView(View, frozen=True, kw_only=True):
+    """A published release. `envelope` names its signed manifest among the blobs."""
+
+    model: ModelName
+    version: Version
+    manifest: ReleaseManifest
+    envelope: ArtifactRef
+    published_at: float
+    published_by: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}@{self.version}"
+
+
+class PatchView(View, frozen=True, kw_only=True):
+    """A patch between two artifacts, or why there is none worth sending."""
+
+    base: Digest
+    target: Digest
+    codec: str
+    state: PatchState
+    created_at: float
+    patch: ArtifactRef | None = None
+    reason: str = ""
+
+
+class CollectGarbage(Request, frozen=True, kw_only=True):
+    """Remove blobs that nothing needs and that arrived at least `min_age_s` ago (an upload may still be published)."""
+
+    min_age_s: Annotated[float, Meta(ge=0)] = GARBAGE_AGE_S
+
+
+class CollectedView(View, frozen=True, kw_only=True):
+    """What was removed: blobs and their bytes."""
+
+    count: int
+    bytes: int
+
+
+# Devices
+
+
+class DeviceView(View, frozen=True, kw_only=True):
+    """A device and its twin: what it should run (`assigned`), what it says it runs (`reported`)."""
+
+    id: DeviceId
+    created_at: float
+    labels: dict[str, str]
+    presence: Presence
+    in_sync: bool
+    last_seen: float | None
+    assigned: dict[ModelName, Version]
+    generation: int
+    capabilities: Capabilities | None
+    heartbeat: Heartbeat | None
+    reported: ReportedState | None
+    revision: int
+
+    @property
+    def name(self) -> str:
+        return self.id
+
+
+class RelabelDevice(Request, frozen=True, kw_only=True):
+    """A merge patch (RFC 7396) of the labels: null removes one."""
+
+    labels: dict[str, str | None]
+
+
+class CreateJoinToken(Request, frozen=True, kw_only=True):
+    """A claim that lets `uses` devices in within `ttl_s`; they get `labels`."""
+
+    uses: Annotated[int, Meta(ge=1, le=JOIN_USES_MAX)] = 1
+    ttl_s: Annotated[float, Meta(gt=0, le=JOIN_TTL_S_MAX)] = JOIN_TTL_S
+    labels: dict[str, str] = {}
+
+
+class JoinTokenView(View, frozen=True, kw_only=True):
+    """A claim, without its secret."""
+
+    id: str
+    created_at: float
+    expires_at: float | None
+    uses_left: int | None
+    labels: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.id
+
+
+class JoinTokenCreated(JoinTokenView, frozen=True, kw_only=True):
+    """A new claim; `join_string` is shown this once."""
+
+    join_string: str
+
+
+class Join(Request, frozen=True, kw_only=True):
+    """A machine that wants in. `name` is the device id it would like; without one it gets a random one."""
+
+    name: str | None = None
+    labels: dict[str, str] = {}
+    capabilities: Capabilities
+
+
+class BrokerAccess(View, frozen=True, kw_only=True):
+    """How a device reaches the broker."""
+
+    url: str
+    username: str
+    password: str
+
+
+class Joined(View, frozen=True, kw_only=True):
+    """Everything a new device keeps: who it is, its credentials, whose orders to believe, how often to call."""
+
+    device: DeviceId
+    device_token: str
+    broker: BrokerAccess
+    signing_keys: tuple[PublicKey, ...]
+    heartbeat_s: float
+    poll_s: float
+
+
+# Rollouts
+
+
+class RolloutActionRequest(Request, frozen=True, kw_only=True):
+    """What to do with a rollout."""
+
+    action: RolloutAction
+
+
+class PhaseView(View, frozen=True, kw_only=True):
+    """One phase: what was asked, where it stands, and how many of its own devices are in each state."""
+
+    index: int
+    spec: PhaseSpec
+    state: PhaseState
+    approved: bool
+    started_at: float | None
+    baking_since: float | None
+    finished_at: float | None
+    reason: str
+    devices: int
+    counts: dict[ExecutionState, int]
+
+
+class RolloutView(View, frozen=True, kw_only=True):
+    """A rollout and how far it has come; `counts` are devices by state of their execution."""
+
+    id: str
+    spec: RolloutSpec
+    state: RolloutState
+    reason: str
+    phases: tuple[PhaseView, ...]
+    devices: int
+    counts: dict[ExecutionState, int]
+    created_at: float
+    created_by: str
+    finished_at: float | None
+    traceparent: str | None
+    revision: int
+
+    @property
+    def name(self) -> str:
+        return self.id
+
+    @property
+    def release(self) -> str:
+        return str(self.spec.release)
+
+
+# The controller itself
+
+
+class HealthView(View, frozen=True, kw_only=True):
+    """Whether the controller serves, and how its parts are."""
+
+    status: Literal["ok", "degraded"]
+    version: str
+    parts: dict[str, str] = {}
+
+
+def device_view(device: Device, now: float) -> DeviceView:
+    """The device as the API shows it at `now`."""
+    return DeviceView(
+        id=device.id,
+        created_at=device.created_at,
+        labels=device.labels,
+        presence=presence(device, now),
+        in_sync=in_sync(device),
+        last_seen=device.last_seen,
+        assigned=device.assigned,
+        generation=device.generation,
+        capabilities=device.capabilities,
+        heartbeat=device.heartbeat,
+        reported=device.reported,
+        revision=device.revision,
+    )
+
+
+def release_view(release: Release) -> ReleaseView:
+    """The release as the API shows it."""
+    return ReleaseView(
+        model=release.ref.model,
+        version=release.ref.version,
+        manifest=release.manifest,
+        envelope=release.envelope,
+        published_at=release.published_at,
+        published_by=release.published_by,
+    )
+
+
+def join_token_view(token: Token) -> JoinTokenView:
+    """The claim as the API shows it: without its hash."""
+    return JoinTokenView(
+        id=token.id,
+        created_at=token.created_at,
+        expires_at=token.expires_at,
+        uses_left=token.uses_left,
+        labels=token.labels,
+    )
+
+
+def rollout_view(rollout: Rollout, executions: Iterable[Execution]) -> RolloutView:
+    """The rollout as the API shows it, with its executions counted."""
+    by_phase = Counter((execution.phase, execution.state) for execution in executions)
+    return RolloutView(
+        id=rollout.id,
+        spec=rollout.spec,
+        state=rollout.state,
+        reason=rollout.reason,
+        phases=tuple(_phase_view(rollout, index, by_phase) for index in range(len(rollout.phases))),
+        devices=by_phase.total(),
+        counts=_counts((state, number) for (_, state), number in by_phase.items()),
+        created_at=rollout.created_at,
+        created_by=rollout.created_by,
+        finished_at=rollout.finished_at,
+        traceparent=rollout.traceparent,
+        revision=rollout.revision,
+    )
+
+
+def _phase_view(rollout: Rollout, index: int, by_phase: Counter[tuple[int, ExecutionState]]) -> PhaseView:
+    phase = rollout.phases[index]
+    counts = _counts((state, number) for (of, state), number in by_phase.items() if of == index)
+    return PhaseView(
+        index=index,
+        spec=rollout.spec.phases[index],
+        state=phase.state,
+        approved=phase.approved,
+        started_at=phase.started_at,
+        baking_since=phase.baking_since,
+        finished_at=phase.finished_at,
+        reason=phase.reason,
+        devices=sum(counts.values()),
+        counts=counts,
+    )
+
+
+def _counts(numbers: Iterable[tuple[ExecutionState, int]]) -> dict[ExecutionState, int]:
+    counts: Counter[ExecutionState] = Counter()
+    for state, number in numbers:
+        counts[state] += number
+    return dict(sorted(counts.items()))
+
+
+__all__ = [
+    "GARBAGE_AGE_S",
+    "JOIN_TTL_S",
+    "PAGE_LIMIT",
+    "PAGE_LIMIT_MAX",
+    "BlobView",
+    "BrokerAccess",
+    "CollectGarbage",
+    "CollectedView",
+    "CreateJoinToken",
+    "DeviceQuery",
+    "DeviceView",
+    "EventQuery",
+    "HealthView",
+    "Join",
+    "JoinTokenCreated",
+    "JoinTokenView",
+    "Joined",
+    "OnFailure",
+    "Page",
+    "PageQuery",
+    "PatchQuery",
+    "PatchView",
+    "PhaseView",
+    "Problem",
+    "PublishRelease",
+    "RelabelDevice",
+    "ReleaseQuery",
+    "ReleaseView",
+    "RolloutAction",
+    "RolloutActionRequest",
+    "RolloutQuery",
+    "RolloutView",
+    "device_view",
+    "join_token_view",
+    "release_view",
+    "rollout_view",
+]
