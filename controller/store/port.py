@@ -5,7 +5,7 @@ durable; works that wait at the same time share one commit, each in its own save
 alone and nobody else notices. `Store.read` runs it on a consistent snapshot, beside the writer. A work must be quick,
 must not do other IO, and may run a second time after a crash, never twice otherwise.
 
-Every adapter passes `tests/contract/store.py`. Lists are ordered by key and paged by the last key seen.
+Every adapter passes `tests/contract/test_store.py`. Lists are ordered by key and paged by the last key seen.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -128,14 +128,14 @@ def _checked_url(url: str) -> URL:
 def _open(url: URL, clock: Clock) -> SqlStore:
     place = str(url.database)
     _create_private(Path(place))
-    writing = _sqlite_engine(url, "IMMEDIATE", connections=1, pragmas=("journal_mode = WAL", "synchronous = FULL"))
+    writing = sqlite_engine(url, "IMMEDIATE", connections=1, pragmas=("journal_mode = WAL", "synchronous = FULL"))
     try:
         with writing.connect() as connection, connection.begin():
             migrate.upgrade(connection, place)
     except Exception as error:
         writing.dispose()
         raise explained(error, place) from error
-    reading = _sqlite_engine(url, "DEFERRED", connections=READERS, pragmas=("query_only = ON",))
+    reading = sqlite_engine(url, "DEFERRED", connections=READERS, pragmas=("query_only = ON",))
     return SqlStore(writing, reading, place, clock)
 
 
@@ -149,7 +149,7 @@ def _create_private(path: Path) -> None:
         raise InvalidInput(f"cannot open {path}: {error.strerror}", field="database", fix=fix) from error
 
 
-def _sqlite_engine(url: URL, begin: str, connections: int, pragmas: tuple[str, ...]) -> sa.Engine:
+def sqlite_engine(url: URL, begin: str, connections: int, pragmas: tuple[str, ...]) -> sa.Engine:
     engine = sa.create_engine(url, poolclass=QueuePool, pool_size=connections, max_overflow=0)
 
     def prepare(connection: sqlite3.Connection, _record: Any) -> None:
