@@ -116,8 +116,8 @@ class Probed(Event, frozen=True, kw_only=True):
     detail: str = ""
 
 
-class SlotDamaged(Event, frozen=True, kw_only=True):
-    """What `slot` holds is not what the journal says."""
+class SlotLost(Event, frozen=True, kw_only=True):
+    """What `slot` holds is not what the journal says, or had to make room."""
 
     slot: Slot
 
@@ -134,7 +134,7 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Serve(Effect, frozen=True, kw_only=True):
-    """Check and load `installed` and let it answer requests. May end in `SlotDamaged` or `Unservable`."""
+    """Check and load `installed` and let it answer requests. May end in `SlotLost` or `Unservable`."""
 
     installed: Installed
 

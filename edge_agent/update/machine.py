@@ -62,8 +62,10 @@ MOVES = (
     _move(ev.ManifestRefused, {FETCHING, VERIFYING}, moves.refuse, {FAILED}, "manifest refused"),
     _move(ev.Interrupted, {FETCHING, VERIFYING}, moves.wait, {FETCHING}, "interrupted"),
     _move(ev.Interrupted, {WARMING}, moves.wait, {WARMING}, "interrupted"),
+    _move(ev.Interrupted, {PROBATION}, moves.wait, {PROBATION}, "interrupted"),
     _move(ev.RetryDue, {FETCHING}, moves.fetch_now, {FETCHING}, "retry"),
     _move(ev.RetryDue, {WARMING}, moves.warm_again, {WARMING}, "retry"),
+    _move(ev.RetryDue, {PROBATION}, moves.watch_again, {PROBATION}, "retry"),
     _move(ev.Built, {VERIFYING}, moves.built, {WARMING}, "built and verified"),
     _move(ev.Warmed, {WARMING}, moves.switch, {SWITCHING}, "warm"),
     _move(ev.ModelRefused, {WARMING}, moves.not_fit, {FAILED}, "engine refuses"),
@@ -74,7 +76,7 @@ MOVES = (
     _move(ev.Restarted, {RETIRED}, moves.stand_up, {RETIRED}, "restart"),
     _move(ev.Restarted, {FETCHING, VERIFYING}, moves.resume_fetching, {FETCHING}, "restart"),
     _move(ev.Restarted, TRYING, moves.strike, {WARMING, FAILED}, "restart"),
-    _move(ev.SlotDamaged, ALL - {PROBATION, RETIRED}, moves.damaged, {*BEGUN, WARMING, SWITCHING}, "slot damaged"),
+    _move(ev.SlotLost, ALL - {PROBATION, RETIRED}, moves.slot_lost, {*BEGUN, WARMING, SWITCHING}, "slot lost"),
     _move(ev.Unservable, ALL - {PROBATION, RETIRED}, moves.unservable, ALL - {PROBATION, RETIRED}, "will not load"),
 )
 
@@ -87,8 +89,8 @@ IGNORED: dict[type[ev.Event], frozenset[Stage]] = {
     ev.PatchUnusable: ALL - {FETCHING, VERIFYING},
     ev.Corrupted: ALL - {FETCHING, VERIFYING},
     ev.ManifestRefused: ALL - {FETCHING, VERIFYING},
-    ev.Interrupted: ALL - {FETCHING, VERIFYING, WARMING},
-    ev.RetryDue: ALL - {FETCHING, WARMING},
+    ev.Interrupted: ALL - {FETCHING, VERIFYING, WARMING, PROBATION},
+    ev.RetryDue: ALL - {FETCHING, WARMING, PROBATION},
     ev.Built: ALL - {VERIFYING},
     ev.Warmed: ALL - {WARMING},
     ev.ModelRefused: ALL - {WARMING},
@@ -96,7 +98,7 @@ IGNORED: dict[type[ev.Event], frozenset[Stage]] = {
     ev.HealthChecked: ALL - {PROBATION},
     ev.Probed: ALL - {PROBATION},
     # Slots are checked before they are loaded: once a candidate serves, both are in memory.
-    ev.SlotDamaged: frozenset({PROBATION, RETIRED}),
+    ev.SlotLost: frozenset({PROBATION, RETIRED}),
     ev.Unservable: frozenset({PROBATION, RETIRED}),
 }
 

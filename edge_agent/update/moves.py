@@ -96,7 +96,7 @@ def refuse(state: ModelState, event: ev.ManifestRefused) -> Step:
 
 def wait(state: ModelState, event: ev.Interrupted) -> Step:
     """Transient: try again later, from fetching unless the candidate is complete already."""
-    stage = Stage.WARMING if state.stage is Stage.WARMING else Stage.FETCHING
+    stage = state.stage if state.candidate is not None else Stage.FETCHING
     waiting = replace(
         state,
         stage=stage,
@@ -149,7 +149,7 @@ def judge(state: ModelState, event: ev.HealthChecked) -> Step:
     if event.verdict == "fail":
         return unhealthy(state, event.at, event.detail)
     if event.elapsed_s < expected(state).probation_s:
-        return state, ()
+        return state, (ev.Watch(probation_s=expected(state).probation_s),)
     return committed(state, event.at) if event.verdict == "pass" else (state, (ev.Probe(),))
 
 
@@ -159,6 +159,11 @@ def judge_probe(state: ModelState, event: ev.Probed) -> Step:
         return unhealthy(state, event.at, event.detail)
     if event.verdict == "pass":
         return committed(state, event.at)
+    return replace(state, attempt=state.attempt + 1), (ev.Wait(attempt=state.attempt),)
+
+
+def watch_again(state: ModelState, _: ev.RetryDue) -> Step:
+    """The wait is over; the candidate is still in probation."""
     return state, (ev.Watch(probation_s=expected(state).probation_s),)
 
 
@@ -198,7 +203,7 @@ def serving(state: ModelState) -> tuple[ev.Effect, ...]:
     return (ev.Serve(installed=state.installed),) if state.installed else ()
 
 
-def damaged(state: ModelState, event: ev.SlotDamaged) -> Step:
+def slot_lost(state: ModelState, event: ev.SlotLost) -> Step:
     """Nothing in the slot is used any more: fall back to the other one, and fetch what is missing."""
     installed = _unless_in(event, state.installed)
     sound = replace(
@@ -209,12 +214,15 @@ def damaged(state: ModelState, event: ev.SlotDamaged) -> Step:
     )
     if sound.candidate != state.candidate:
         return _build_again(sound, event)
-    if sound.installed == state.installed:
-        return sound, ()
-    return _without_installed(sound, event)
+    if sound.installed != state.installed:
+        return _without_installed(sound, event)
+    if sound.previous != state.previous and state.stage in {Stage.FETCHING, Stage.VERIFYING}:
+        fresh, effects = refetch(sound)
+        return fresh, (ev.Cancel(), ev.Tidy(), *effects)
+    return sound, (ev.Tidy(),)
 
 
-def _build_again(state: ModelState, event: ev.SlotDamaged) -> Step:
+def _build_again(state: ModelState, event: ev.SlotLost) -> Step:
     """The candidate's slot went bad after it was verified: the disk may be failing, so not without end."""
     if state.redownloads < REDOWNLOADS_MAX:
         fresh, effects = refetch(state, redownloads=state.redownloads + 1)
@@ -223,7 +231,7 @@ def _build_again(state: ModelState, event: ev.SlotDamaged) -> Step:
     return given_up(state, "failed", event.at, "integrity_failure", detail), (ev.Cancel(), ev.Tidy())
 
 
-def _without_installed(state: ModelState, event: ev.SlotDamaged) -> Step:
+def _without_installed(state: ModelState, event: ev.SlotLost) -> Step:
     if state.stage is Stage.IDLE and state.target is not None:
         fresh, effects = begin(state, state.target, state.traceparent, event.at)
         return fresh, (*serving(state), *effects)
@@ -248,5 +256,5 @@ def tried(state: ModelState) -> Installed:
     return state.candidate
 
 
-def _unless_in(event: ev.SlotDamaged, release: Installed | None) -> Installed | None:
+def _unless_in(event: ev.SlotLost, release: Installed | None) -> Installed | None:
     return None if release is None or release.slot == event.slot else release

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from common.artifact import ArtifactRef
+from common.artifact import ArtifactRef, TensorSpec
 from common.ids import Digest, ModelName, Version
 from common.wire import DesiredModel, Strategy, Transport, UpdateReport
 
@@ -50,6 +50,8 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     variant: str
     artifact: ArtifactRef
     manifest: ArtifactRef
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
     activated_at: float | None = None
 
 

@@ -1,0 +1,186 @@
+"""From signed orders to running models, and back to what is reported.
+
+`accept` takes an order from wherever it came (MQTT, a poll): signature, device and generation are checked, then it is
+written to the journal, then each model's lane is told. `start` serves what is installed before any network is touched,
+and goes on with what was under way.
+"""
+
+import asyncio
+import logging
+
+import msgspec
+
+from common.artifact import digest_of
+from common.errors import FerryError
+from common.ids import DeviceId, Digest, ModelName, Version
+from common.wire import DesiredState, ReportedModel
+from common.wire.messages import HELD_DIGESTS_MAX, MODELS_PER_DEVICE_MAX, TEXT_CHARS_MAX
+from edge_agent.executor.lane import Lane
+from edge_agent.executor.parts import Parts
+from edge_agent.journal import AcceptedOrder
+from edge_agent.update import ModelState, Stage, held_digests, open_order, reported_model
+from edge_agent.update import events as ev
+from edge_agent.update.report import serving
+
+logger = logging.getLogger(__name__)
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """What the device has to say of itself, apart from the message's envelope."""
+
+    generation: int
+    models: tuple[ReportedModel, ...]
+    held: tuple[Digest, ...]
+    refused: str
+    traceparent: str | None
+
+    @property
+    def running(self) -> dict[ModelName, Version]:
+        """The release that answers for each model."""
+        return {entry.model: entry.running for entry in self.models if entry.running is not None}
+
+
+class Executor:
+    """Keeps one lane per model; see the package's text."""
+
+    def __init__(self, parts: Parts, device: DeviceId) -> None:
+        self._parts = parts
+        self._device = device
+        self._lanes: dict[ModelName, Lane] = {}
+        self._accepting = asyncio.Lock()
+        self._order: AcceptedOrder | None = None
+        self._refused = ""
+        self._traceparent: str | None = None
+
+    async def start(self) -> None:
+        """Serve what is installed, then go on with what was under way and with the newest order."""
+        journal, now = self._parts.journal, self._parts.clock.now()
+        clean = await asyncio.to_thread(journal.begin_run)
+        states = await asyncio.to_thread(journal.load)
+        await asyncio.to_thread(self._sweep, list(states.values()))
+        for state in states.values():
+            lane = self._lane(state)
+            await self._check_previous(lane)
+            lane.feed(ev.Restarted(at=now, clean=clean))
+        await asyncio.gather(*(lane.settled() for lane in self._lanes.values()))
+        self._order = await asyncio.to_thread(lambda: journal.order)
+        if self._order is not None:
+            self._follow_again(self._order)
+
+    async def stop(self) -> None:
+        """Stop where everything stands, in good order."""
+        await asyncio.gather(*(lane.stop() for lane in self._lanes.values()))
+        await asyncio.to_thread(self._parts.journal.end_run)
+
+    @property
+    def etag(self) -> str | None:
+        """The strong ETag of the newest accepted order."""
+        return f'"{self._order.etag}"' if self._order else None
+
+    async def accept(self, envelope: bytes) -> bool:
+        """Follow the order in `envelope`; returns whether it was new. A refusal is reported, not raised."""
+        async with self._accepting:
+            order = self._order
+            if order is not None and digest_of(envelope) == order.etag:
+                return self._refuse("")
+            try:
+                desired = open_order(envelope, self._parts.keys, self._device, order.generation if order else 0)
+                accepted = AcceptedOrder(generation=desired.generation, etag=digest_of(envelope), envelope=envelope)
+                await asyncio.to_thread(self._parts.journal.accept, accepted)
+            except FerryError as error:
+                logger.warning("order refused: %s", error, extra={"code": error.code})
+                return self._refuse(str(error))
+            self._order, self._refused = accepted, ""
+            logger.info("order accepted", extra={"generation": desired.generation})
+            await self._follow(desired)
+            self._parts.changed()
+            return True
+
+    def nudge(self) -> None:
+        """The network is back: updates that wait may try now."""
+        for lane in self._lanes.values():
+            lane.nudge()
+
+    def standing(self) -> Standing:
+        """What to report now. The serving releases' digests come first among `held`, which has a limit."""
+        states = sorted((lane.state for lane in self._lanes.values()), key=_in_service_first)
+        held = [digest for state in states for digest in held_digests(state)]
+        return Standing(
+            generation=self._order.generation if self._order else 0,
+            models=tuple(reported_model(state) for state in states[:MODELS_PER_DEVICE_MAX]),
+            held=tuple(dict.fromkeys(held))[:HELD_DIGESTS_MAX],
+            refused=self._refused,
+            traceparent=self._traceparent,
+        )
+
+    async def _follow(self, desired: DesiredState) -> None:
+        now, wanted = self._parts.clock.now(), {target.model for target in desired.models}
+        self._traceparent = desired.traceparent
+        for model, lane in list(self._lanes.items()):
+            if model in wanted:
+                continue
+            if lane.state.stage is Stage.RETIRED:
+                await self._forget(model)
+            else:
+                lane.feed(ev.Withdrawn(at=now))
+        for target in desired.models:
+            lane = self._lanes.get(target.model) or self._lane(ModelState(model=target.model))
+            lane.feed(ev.Ordered(at=now, target=target, traceparent=desired.traceparent))
+
+    def _follow_again(self, order: AcceptedOrder) -> None:
+        """After a restart: some lane may not have been told yet. Being told twice changes nothing."""
+        try:
+            desired = open_order(order.envelope, self._parts.keys, self._device, order.generation - 1)
+        except FerryError as error:
+            logger.warning("the accepted order does not verify any more: %s", error)
+            return
+        now = self._parts.clock.now()
+        self._traceparent = desired.traceparent
+        wanted = {target.model: target for target in desired.models}
+        for model in self._lanes.keys() | wanted.keys():
+            lane = self._lanes.get(model) or self._lane(ModelState(model=model))
+            if model in wanted:
+                lane.feed(ev.Ordered(at=now, target=wanted[model], traceparent=desired.traceparent))
+            else:
+                lane.feed(ev.Withdrawn(at=now))
+
+    async def _forget(self, model: ModelName) -> None:
+        await self._lanes.pop(model).stop()
+        await asyncio.to_thread(self._parts.journal.forget, model)
+
+    def _refuse(self, why: str) -> bool:
+        if why[:TEXT_CHARS_MAX] != self._refused:
+            self._refused = why[:TEXT_CHARS_MAX]
+            self._parts.changed()
+        return False
+
+    def _lane(self, state: ModelState) -> Lane:
+        lane = self._lanes[state.model] = Lane(self._parts, state)
+        lane.start()
+        return lane
+
+    async def _check_previous(self, lane: Lane) -> None:
+        """A base that patches are offered for must be what it is said to be."""
+        release, slots = lane.state.previous, self._parts.slots
+        if release is None:
+            return
+        if not await asyncio.to_thread(
+            slots.verify, lane.state.model, release.slot, release.artifact, release.manifest
+        ):
+            lane.feed(ev.SlotLost(at=self._parts.clock.now(), slot=release.slot))
+
+    def _sweep(self, states: list[ModelState]) -> None:
+        named = {
+            (state.model, release.slot)
+            for state in states
+            for release in (state.installed, state.candidate, state.previous)
+            if release is not None
+        }
+        targets = [state.target for state in states if state.target is not None and state.stage is not Stage.FAILED]
+        downloads = {digest for target in targets for digest in (target.manifest.digest, target.artifact.digest)}
+        downloads |= {offer.patch.digest for target in targets for offer in target.patches}
+        self._parts.slots.sweep(named, downloads)
+
+
+def _in_service_first(state: ModelState) -> tuple[bool, str]:
+    return serving(state) is None, state.model

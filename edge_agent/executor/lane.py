@@ -1,0 +1,244 @@
+"""One model's update under way: events in, state saved, effects carried out, results come back as events.
+
+The order within an event is what makes a crash harmless: the next state is on the disk before anything is done about
+it. Quick effects are done on the spot; slow ones become the lane's one piece of work, which ends in an event. New work
+or `Cancel` ends the old work first, and an event of work that was cancelled is never taken up.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine, Iterator
+
+from opentelemetry import trace
+
+from common.errors import StorageFull
+from common.ids import Digest
+from common.observability import context_from
+from common.wire import DesiredModel
+from edge_agent.executor import trial
+from edge_agent.executor.acquire import Acquisition
+from edge_agent.executor.parts import Parts
+from edge_agent.inference.serving import Candidate
+from edge_agent.update import FromPatch, Installed, ModelState, Source, step
+from edge_agent.update import events as ev
+from edge_agent.update.outcomes import expected
+
+logger = logging.getLogger(__name__)
+tracer = trace.get_tracer(__name__)
+
+Work = Coroutine[None, None, ev.Event]
+
+
+class Lane:
+    """Runs the update machine for one model. `state` is what the journal holds."""
+
+    def __init__(self, parts: Parts, state: ModelState) -> None:
+        self.state = state
+        self._parts = parts
+        self._queue: asyncio.Queue[tuple[ev.Event, int | None]] = asyncio.Queue()
+        self._turn = 0
+        self._work: asyncio.Task[None] | None = None
+        self._waiting = False
+        self._candidate: Candidate | None = None
+        self._acquisition: tuple[float, Acquisition] | None = None
+        self._downloads: set[Digest] = set()
+        self._switched_at = 0.0
+        self._consumer: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Take events from now on."""
+        self._consumer = asyncio.create_task(self._consume(), name=f"lane-{self.state.model}")
+
+    async def stop(self) -> None:
+        """Stop where it stands; the journal knows the rest."""
+        if self._consumer is not None:
+            self._consumer.cancel()
+            await asyncio.gather(self._consumer, return_exceptions=True)
+        await self._cancel()
+
+    def feed(self, event: ev.Event) -> None:
+        """Something happened."""
+        self._queue.put_nowait((event, None))
+
+    def nudge(self) -> None:
+        """The world has changed: if the update waits to try again, let it try now."""
+        if self._waiting:
+            self.feed(ev.RetryDue(at=self._parts.clock.now()))
+
+    async def settled(self) -> None:
+        """Return when every event so far, and every event from those, has been dealt with (not the work they began)."""
+        await self._queue.join()
+
+    async def _consume(self) -> None:
+        while True:
+            event, turn = await self._queue.get()
+            try:
+                if turn is None or turn == self._turn:
+                    await self._handle(event)
+            except Exception:  # the state is as it was saved; the next event, order or restart goes on from there
+                logger.exception("an update step broke", extra={"model": self.state.model})
+            finally:
+                self._queue.task_done()
+
+    async def _handle(self, event: ev.Event) -> None:
+        before = self.state
+        state, effects = step(before, event)
+        if state != before:
+            await self._save(state)
+            self.state = state
+            _log(before, state, event)
+            self._parts.changed()
+        for effect in effects:
+            await self._carry_out(effect)
+
+    async def _save(self, state: ModelState) -> None:
+        """Nothing is done before it is written down, so a full disk is waited for."""
+        attempt = 0
+        while True:
+            try:
+                return await asyncio.to_thread(self._parts.journal.save, state)
+            except StorageFull as error:
+                logger.warning("cannot write the journal; waiting", extra={"model": state.model, "reason": str(error)})
+                await asyncio.sleep(self._parts.limits.backoff.delay_s(attempt, self._parts.chance.random()))
+                attempt += 1
+
+    async def _carry_out(self, effect: ev.Effect) -> None:
+        """One effect: at once if it is quick, otherwise as the lane's work."""
+        work = self._work_for(effect)
+        if work is not None:
+            await self._begin(type(effect).__name__.lower(), work)
+            return
+        server, model = self._parts.server, self.state.model
+        match effect:
+            case ev.Cancel():
+                await self._cancel()
+            case ev.Serve(installed=installed):
+                await self._serve(installed)
+            case ev.Switch():
+                self._switch()
+            case ev.Commit():
+                await server.commit(model)
+            case ev.Revert():
+                await server.revert(model)
+            case ev.Retire():
+                await server.retire(model)
+            case ev.Tidy():
+                await self._tidy()
+            case _:
+                raise AssertionError(f"unknown effect {effect}")
+
+    def _work_for(self, effect: ev.Effect) -> Work | None:
+        parts, model = self._parts, self.state.model
+        match effect:
+            case ev.Fetch(target=target, source=source):
+                self._downloads |= _downloads(target, source)
+                return self._acquire().fetch(self.state, source)
+            case ev.Build(source=source, slot=slot):
+                return self._acquire().build(self.state, source, slot)
+            case ev.Warm(candidate=candidate):
+                return self._warm(candidate)
+            case ev.Watch(probation_s=probation_s):
+                return trial.watch(parts, model, self._switched_at, probation_s)
+            case ev.Probe():
+                return trial.probe(parts, model)
+            case ev.Wait(attempt=attempt):
+                return self._wait(attempt)
+            case _:
+                return None
+
+    def _acquire(self) -> Acquisition:
+        """The acquisition of the update under way; it lives as long as the update."""
+        target, began = expected(self.state), self.state.started_at
+        if self._acquisition is None or self._acquisition[0] != began or not self._acquisition[1].is_for(target):
+            self._acquisition = (began, Acquisition(self._parts, target))
+        return self._acquisition[1]
+
+    async def _serve(self, installed: Installed) -> None:
+        trouble = await trial.serve(self._parts, self.state.model, installed)
+        if trouble is not None:
+            self.feed(trouble)
+
+    async def _warm(self, release: Installed) -> ev.Event:
+        found = await trial.warm(self._parts, self.state.model, release)
+        if isinstance(found, ev.Event):
+            return found
+        self._candidate = found
+        return ev.Warmed(at=self._parts.clock.now())
+
+    def _switch(self) -> None:
+        if self._candidate is None:
+            raise AssertionError("switched before it was warm")
+        with self._span("switch"):
+            self._parts.server.switch(self._candidate)
+        self._candidate = None
+        self._switched_at = self._parts.clock.monotonic()
+        self.feed(ev.Switched(at=self._parts.clock.now()))
+
+    async def _wait(self, attempt: int) -> ev.Event:
+        self._waiting = True
+        try:
+            await asyncio.sleep(self._parts.limits.backoff.delay_s(attempt, self._parts.chance.random()))
+        finally:
+            self._waiting = False
+        return ev.RetryDue(at=self._parts.clock.now())
+
+    async def _tidy(self) -> None:
+        state = self.state
+        keep = {release.slot for release in (state.installed, state.candidate, state.previous) if release is not None}
+        dropped, self._downloads = self._downloads, set()
+        await asyncio.to_thread(self._parts.slots.tidy, state.model, keep, dropped)
+
+    async def _begin(self, name: str, work: Work) -> None:
+        await self._cancel()
+        self._work = asyncio.create_task(self._run(name, work, self._turn), name=f"{name}-{self.state.model}")
+
+    async def _run(self, name: str, work: Work, turn: int) -> None:
+        try:
+            with self._span(name) as span:
+                event = await work
+                span.set_attribute("ferry.result", type(event).__name__)
+        except Exception as error:  # whatever it was, an update must not hang on it
+            logger.exception("the work of an update broke", extra={"model": self.state.model, "work": name})
+            event = ev.Interrupted(at=self._parts.clock.now(), code="internal", detail=repr(error))
+        self._queue.put_nowait((event, turn))
+
+    async def _cancel(self) -> None:
+        """End the work under way; its event, even if it is in the queue already, belongs to a turn that is over."""
+        self._turn += 1
+        work, self._work = self._work, None
+        if work is not None:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+        candidate, self._candidate = self._candidate, None
+        if candidate is not None:
+            await self._parts.server.discard(candidate)
+
+    @contextlib.contextmanager
+    def _span(self, name: str) -> Iterator[trace.Span]:
+        """A span of the trace that the order began."""
+        state = self.state
+        attributes = {"ferry.model": state.model, "ferry.version": state.target.version if state.target else ""}
+        with tracer.start_as_current_span(
+            f"update.{name}", context=context_from(state.traceparent), attributes=attributes
+        ) as span:
+            yield span
+
+
+def _downloads(target: DesiredModel, source: Source) -> set[Digest]:
+    """The downloads that an update may leave behind."""
+    digests = {target.manifest.digest, target.artifact.digest}
+    return digests | {source.offer.patch.digest} if isinstance(source, FromPatch) else digests
+
+
+def _log(before: ModelState, state: ModelState, event: ev.Event) -> None:
+    extra = {"model": state.model, "stage": state.stage, "event": type(event).__name__}
+    if state.last_update is not None and state.last_update != before.last_update:
+        update = state.last_update
+        reason = {"outcome": update.outcome, "reason": update.reason, "detail": update.detail}
+        level = logging.INFO if update.outcome == "succeeded" else logging.WARNING
+        logger.log(level, "update finished: %s", update.version, extra=extra | reason)
+    elif state.trouble and state.trouble != before.trouble:
+        logger.warning("update interrupted: %s", state.trouble, extra=extra)
+    else:
+        logger.info("update: %s to %s", before.stage, state.stage, extra=extra)

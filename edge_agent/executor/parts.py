@@ -1,0 +1,40 @@
+"""What the executor works with, and its limits."""
+
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from common.backoff import Backoff
+from common.clock import Clock
+from common.trust import PublicKey
+from edge_agent.fetch import Fetching
+from edge_agent.inference.serving import ModelServer
+from edge_agent.journal import Journal
+from edge_agent.slots import Slots
+
+
+class UpdateLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How often and how long."""
+
+    health_s: float = 0.5
+    """How often a candidate in probation is looked at."""
+    probe_requests: int = 25
+    """Requests of our own to a candidate that got too few others; enough for a verdict."""
+    backoff: Backoff = Backoff(base_s=1.0, cap_s=60.0)
+    """Between tries of an update that was interrupted."""
+
+
+class Parts(NamedTuple):
+    """The agent's parts that an update needs. `changed` is called after every change that is worth a report."""
+
+    journal: Journal
+    slots: Slots
+    fetcher: Fetching
+    server: ModelServer
+    clock: Clock
+    chance: random.Random
+    keys: tuple[PublicKey, ...]
+    changed: Callable[[], None]
+    limits: UpdateLimits = UpdateLimits()

@@ -1,0 +1,86 @@
+"""Trying a release on the engine: load, watch, probe. Each function ends in the event that tells how it went."""
+
+import asyncio
+
+from common.errors import FerryError, Unavailable
+from common.ids import ModelName
+from edge_agent.executor.acquire import interrupted
+from edge_agent.executor.parts import Parts
+from edge_agent.inference.health import Health, Verdict, judge
+from edge_agent.inference.serving import Candidate
+from edge_agent.inference.trial import ModelRejected
+from edge_agent.update import Installed, Tally
+from edge_agent.update import events as ev
+
+SERVE_ATTEMPTS = 3
+"""A start-up load is tried this often while memory is short."""
+
+_VERDICTS: dict[Verdict, ev.Verdict] = {
+    Verdict.PASS: "pass",
+    Verdict.FAIL: "fail",
+    Verdict.INCONCLUSIVE: "inconclusive",
+}
+
+
+async def load(parts: Parts, model: ModelName, release: Installed) -> Candidate | None:
+    """The release in its slot, loaded and warm; None when the slot does not hold it (any more)."""
+    if not await asyncio.to_thread(parts.slots.verify, model, release.slot, release.artifact, release.manifest):
+        return None
+    path = parts.slots.model_path(model, release.slot)
+    return await parts.server.prepare(model, release.version, path, release.inputs, release.outputs)
+
+
+async def serve(parts: Parts, model: ModelName, release: Installed) -> ev.Event | None:
+    """Let the installed release answer, after a start; None when all is well."""
+    for attempt in range(SERVE_ATTEMPTS):
+        try:
+            candidate = await load(parts, model, release)
+        except Unavailable as error:
+            trouble: FerryError = error
+            await asyncio.sleep(parts.limits.backoff.delay_s(attempt, parts.chance.random()))
+            continue
+        except FerryError as error:
+            trouble = error
+            break
+        if candidate is None:
+            return ev.SlotLost(at=parts.clock.now(), slot=release.slot)
+        parts.server.switch(candidate)
+        await parts.server.commit(model)
+        return None
+    return ev.Unservable(at=parts.clock.now(), code=trouble.code, detail=str(trouble))
+
+
+async def warm(parts: Parts, model: ModelName, release: Installed) -> Candidate | ev.Event:
+    """The candidate, ready to be switched to, or the event that says why not."""
+    try:
+        candidate = await load(parts, model, release)
+    except ModelRejected as error:
+        return ev.ModelRefused(at=parts.clock.now(), code=error.code, detail=str(error))
+    except (FerryError, OSError) as error:
+        return interrupted(error, parts.clock.now(), Tally())
+    return candidate or ev.SlotLost(at=parts.clock.now(), slot=release.slot)
+
+
+async def watch(parts: Parts, model: ModelName, switched_at: float, probation_s: float) -> ev.Event:
+    """Look now and again, until the release fails or its time is up. `switched_at` is on the monotonic clock."""
+    while True:
+        elapsed_s = parts.clock.monotonic() - switched_at
+        health = parts.server.health(model)
+        verdict = _VERDICTS[judge(health)]
+        if verdict == "fail" or elapsed_s >= probation_s:
+            return ev.HealthChecked(
+                at=parts.clock.now(), verdict=verdict, elapsed_s=elapsed_s, detail=_in_words(health)
+            )
+        await asyncio.sleep(min(parts.limits.health_s, probation_s - elapsed_s))
+
+
+async def probe(parts: Parts, model: ModelName) -> ev.Event:
+    """Requests of our own, judged together with those that came."""
+    probed = await parts.server.self_probe(model, parts.limits.probe_requests)
+    real = parts.server.health(model)
+    both = Health(real.requests + probed.requests, real.errors + probed.errors, probed.consecutive)
+    return ev.Probed(at=parts.clock.now(), verdict=_VERDICTS[judge(both)], detail=_in_words(both))
+
+
+def _in_words(health: Health) -> str:
+    return f"{health.errors} of {health.requests} requests failed on the new release"
