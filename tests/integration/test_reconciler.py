@@ -1,0 +1,333 @@
+"""The reconciler over the real SQLite store: a simulated fleet follows what is really published.
+
+`publish` hands orders to the fleet and can be told to fail; the controller is "killed" by dropping the reconciler, and
+a new one goes on over the same database file.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+from opentelemetry.sdk.trace import TracerProvider
+
+from common.artifact import ArtifactRef, ReleaseManifest, Variant, digest_of
+from common.backoff import Backoff
+from common.clock import SystemClock
+from common.delta import CODECS
+from common.errors import Unavailable
+from common.ids import DeviceId, ModelName, ReleaseRef, Version
+from common.observability import traceparent_of
+from common.trust import Signer, verify
+from common.wire import DesiredState, decode
+from common.wire.messages import DESIRED_PAYLOAD_TYPE
+from controller.devices import Device
+from controller.intake import apply_heartbeat, apply_presence, apply_reported
+from controller.operations import act_on_rollout, create_rollout, preview_rollout
+from controller.orders import decode_order
+from controller.reconciler import Reconciler, first_order
+from controller.rollouts.model import (
+    ExecutionState,
+    PhaseSpec,
+    Rollout,
+    RolloutSpec,
+    RolloutState,
+)
+from controller.store.port import Order, Release, Transaction
+from controller.store.sql import SqlStore, open_store
+from tests.simulation.device import CAPABILITIES, Flaw, SimulatedDevice
+
+MODEL = ModelName("m")
+V1, V2 = Version("1"), Version("2")
+DEVICES = [DeviceId(f"d{number}") for number in range(6)]
+SIGNER = Signer.generate()
+PASSES_MAX = 200
+
+
+class SteppingClock:
+    """Wall time that the test moves."""
+
+    def __init__(self) -> None:
+        self.time = 1_000_000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def monotonic(self) -> float:
+        return self.time
+
+
+class Harbour:
+    """The store, the fleet, and what the broker was given. `trouble` makes `publish` raise that many times."""
+
+    def __init__(self, store: SqlStore, clock: SteppingClock, flaws: dict[Version, Flaw]) -> None:
+        self.store = store
+        self.clock = clock
+        self.fleet = {name: SimulatedDevice(name, flaws) for name in DEVICES}
+        self.published: list[Order] = []
+        self.trouble = 0
+        self.reconciler = self.new_reconciler()
+
+    def new_reconciler(self) -> Reconciler:
+        return Reconciler(self.store, self.publish, SIGNER, self.clock, backoff=Backoff(base_s=0.0, cap_s=0.0))
+
+    async def publish(self, order: Order) -> None:
+        if self.trouble:
+            self.trouble -= 1
+            raise Unavailable("the broker is away")
+        payload = verify(order.envelope, DESIRED_PAYLOAD_TYPE, (SIGNER.public_key,))
+        self.published.append(order)
+        self.fleet[order.device].follow(decode(payload, DesiredState))
+
+    async def prepare(self) -> None:
+        """Two releases; a fleet that runs the first."""
+        await self.store.write(lambda tx: _publish(tx, (V1, V2), self.clock.now()))
+        await self.store.write(lambda tx: _join(tx, {MODEL: V1}, self.clock.now()))
+        await self.store.write(lambda tx: _connect(tx, self.fleet.values(), self.clock.now()))
+
+    async def create(self, **changes: object) -> str:
+        spec = replace(
+            RolloutSpec(release=ReleaseRef(MODEL, V2), bake_s=2, silence_s=1000, straggler_s=1000), **changes
+        )
+        now = self.clock.now()
+        rollout = await self.store.write(
+            lambda tx: create_rollout(tx, spec, id="r1", salt="s", actor="test", now=now, traceparent=traceparent_of())
+        )
+        return rollout.id
+
+    async def turn(self) -> None:
+        """A second passes: one pass of the reconciler, and every device takes a step and reports."""
+        await self.reconciler.reconcile()
+        self.clock.time += 1
+        for device in self.fleet.values():
+            device.step(self.clock.now())
+        await self.store.write(self._hear_fleet)
+
+    async def until(self, *states: RolloutState, crash_after: tuple[int, ...] = ()) -> Rollout:
+        for number in range(PASSES_MAX):
+            if number in crash_after:
+                self.reconciler = self.new_reconciler()
+            await self.turn()
+            rollout = await self.rollout()
+            if rollout.state in states:
+                return rollout
+        pytest.fail(f"still {rollout.state}: {rollout.reason}")
+
+    async def rollout(self) -> Rollout:
+        rollout = await self.store.read(lambda tx: tx.rollouts.get("r1"))
+        assert rollout is not None
+        return rollout
+
+    async def states(self) -> dict[DeviceId, ExecutionState]:
+        executions = await self.store.read(lambda tx: tx.rollouts.executions("r1"))
+        return {execution.device: execution.state for execution in executions}
+
+    def _hear_fleet(self, tx: Transaction) -> None:
+        now = self.clock.now()
+        for device in self.fleet.values():
+            if device.online:
+                apply_heartbeat(tx, device.id, device.heartbeat(now), now)
+                apply_reported(tx, device.id, device.report(now), now)
+        for patch in tx.patches.pending(100):
+            tx.patches.put(replace(patch, state="not_worth"))
+
+
+def _publish(tx: Transaction, versions: Iterable[Version], now: float) -> None:
+    for version in versions:
+        artifact = ArtifactRef(digest_of(version.encode()), 1000)
+        envelope = ArtifactRef(digest_of(b"manifest" + version.encode()), 300)
+        manifest = ReleaseManifest(MODEL, version, {"default": Variant({"model.onnx": artifact}, (), ())})
+        for reference in (artifact, envelope):
+            tx.artifacts.put(reference, now)
+        ref = ReleaseRef(MODEL, version)
+        tx.releases.add(Release(ref=ref, manifest=manifest, envelope=envelope, published_at=now, published_by="test"))
+
+
+def _join(tx: Transaction, assigned: dict[ModelName, Version], now: float) -> None:
+    for name in DEVICES:
+        device = Device(id=name, created_at=now, assigned=assigned, capabilities=CAPABILITIES)
+        first_order(tx, device, SIGNER, now)
+
+
+def _connect(tx: Transaction, devices: Iterable[SimulatedDevice], now: float) -> None:
+    for device in devices:
+        order = tx.orders.get(device.id)
+        assert order is not None
+        device.follow(decode_order(order))
+        while device.target is not None:
+            device.step(now)
+        apply_presence(tx, device.id, device.birth(now), now)
+        apply_reported(tx, device.id, device.report(now), now)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqlStore]:
+    store = await open_store(f"sqlite:///{tmp_path}/fleet.db", SystemClock())
+    yield store
+    await store.close()
+
+
+async def harbour(store: SqlStore, flaws: dict[Version, Flaw] | None = None) -> Harbour:
+    harbour = Harbour(store, SteppingClock(), flaws or {})
+    await harbour.prepare()
+    return harbour
+
+
+PHASES = (PhaseSpec(percent=20), PhaseSpec(percent=100))
+
+
+async def test_a_rollout_reaches_every_device_phase_by_phase(store: SqlStore) -> None:
+    world = await harbour(store)
+    await world.create(phases=PHASES)
+    rollout = await world.until(RolloutState.SUCCEEDED)
+    assert set((await world.states()).values()) == {ExecutionState.SUCCEEDED}
+    assert all(device.running == V2 for device in world.fleet.values())
+    first, second = rollout.phases
+    assert first.finished_at is not None
+    assert second.started_at is not None
+    assert first.finished_at <= second.started_at
+
+
+async def test_every_change_is_an_event(store: SqlStore) -> None:
+    world = await harbour(store)
+    await world.create()
+    await world.until(RolloutState.SUCCEEDED)
+    events = await store.read(lambda tx: tx.journal.events_after(0, 1000))
+    kinds = {event.kind for event in events}
+    assert kinds >= {"rollout.created", "rollout.updated", "execution.updated", "device.online", "update.finished"}
+    last = [event for event in events if event.kind == "rollout.updated"][-1]
+    assert last.data["state"] == "succeeded"
+
+
+async def test_orders_wait_for_a_broker_that_is_away(store: SqlStore) -> None:
+    world = await harbour(store)
+    world.trouble = 40
+    await world.create()
+    await world.until(RolloutState.SUCCEEDED)
+    assert not await store.read(lambda tx: tx.orders.unpublished(100))
+
+
+@pytest.mark.parametrize("crash_after", [(1,), (2,), (3, 4, 5), (6, 9)])
+async def test_a_controller_that_is_killed_ends_in_the_same_state(
+    store: SqlStore, crash_after: tuple[int, ...]
+) -> None:
+    world = await harbour(store)
+    await world.create(phases=PHASES)
+    rollout = await world.until(RolloutState.SUCCEEDED, crash_after=crash_after)
+    assert rollout.state is RolloutState.SUCCEEDED
+    assert set((await world.states()).values()) == {ExecutionState.SUCCEEDED}
+    assert all(device.generation == 2 for device in world.fleet.values()), "nobody was ordered twice"
+
+
+async def test_an_order_that_was_committed_and_not_sent_is_sent_after_a_crash(store: SqlStore) -> None:
+    world = await harbour(store)
+    await world.create()
+
+    async def dies(order: Order) -> None:
+        if order.generation == 2:
+            raise asyncio.CancelledError
+        await world.publish(order)
+
+    world.reconciler = Reconciler(store, dies, SIGNER, world.clock)
+    with pytest.raises(asyncio.CancelledError):
+        await world.until(RolloutState.SUCCEEDED)
+    assert set((await world.states()).values()) == {ExecutionState.NOTIFIED}
+    assert all(order.generation == 1 for order in world.published)
+    world.reconciler = world.new_reconciler()
+    await world.until(RolloutState.SUCCEEDED)
+    assert {order.device for order in world.published if order.generation == 2} == set(DEVICES)
+
+
+async def test_a_bad_release_is_taken_back_from_its_first_phase(store: SqlStore) -> None:
+    world = await harbour(store, {V2: Flaw.UNHEALTHY})
+    await world.create(phases=PHASES)
+    rollout = await world.until(RolloutState.ROLLED_BACK, crash_after=(4, 8))
+    states = await world.states()
+    assert list(states.values()).count(ExecutionState.CANCELED) == 4
+    assert list(states.values()).count(ExecutionState.ROLLED_BACK) == 2
+    assert "failed in phase 1" in rollout.reason
+    assert all(device.running == V1 for device in world.fleet.values())
+    devices = await store.read(lambda tx: list(tx.devices.all()))
+    assert all(device.assigned == {MODEL: V1} for device in devices)
+
+
+async def test_a_rollback_of_a_first_release_takes_the_model_out_of_service(store: SqlStore) -> None:
+    world = Harbour(store, SteppingClock(), {V2: Flaw.UNHEALTHY})
+    now = world.clock.now()
+    await store.write(lambda tx: _publish(tx, (V2,), now))
+    await store.write(lambda tx: _join(tx, {}, now))
+    await store.write(lambda tx: _connect(tx, world.fleet.values(), now))
+    await world.create()
+    await world.until(RolloutState.ROLLED_BACK)
+    assert all(device.entry is None for device in world.fleet.values())
+
+
+async def test_devices_wait_for_patches_that_could_serve_them(store: SqlStore) -> None:
+    world = await harbour(store)
+    await world.create()
+    await world.reconciler.reconcile()
+    pending = await store.read(lambda tx: tx.patches.pending(10))
+    assert [(patch.base, patch.target) for patch in pending] == [(digest_of(b"1"), digest_of(b"2"))]
+    for _ in range(3):
+        await world.reconciler.reconcile()
+    assert (await world.rollout()).state is RolloutState.PREPARING
+    ready = ArtifactRef(digest_of(b"patch"), 10)
+
+    def build(tx: Transaction) -> None:
+        tx.artifacts.put(ready, 0)
+        tx.patches.put(replace(pending[0], state="ready", patch=ready))
+
+    await store.write(build)
+    await world.reconciler.reconcile()
+    (offer,) = decode_order(world.published[-1]).models[0].patches
+    assert (offer.base, offer.patch, offer.codec) == (digest_of(b"1"), ready, CODECS[0])
+
+
+async def test_a_preview_counts_devices_and_bytes_and_writes_nothing(store: SqlStore) -> None:
+    world = await harbour(store)
+    spec = RolloutSpec(release=ReleaseRef(MODEL, V2), phases=PHASES)
+    preview = await store.read(lambda tx: preview_rollout(tx, spec, salt="s", now=world.clock.now()))
+    assert [phase.devices for phase in preview.phases] == [2, 4]
+    assert preview.online == 6
+    assert preview.bytes == preview.full_bytes == 6000
+    assert [phase.undecided for phase in preview.phases] == [2, 4]
+
+
+async def test_a_person_pauses_and_resumes(store: SqlStore) -> None:
+    world = await harbour(store)
+    name = await world.create(phases=PHASES)
+    for _ in range(3):
+        await world.turn()
+    await store.write(lambda tx: act_on_rollout(tx, name, "pause", now=world.clock.now()))
+    for _ in range(20):
+        await world.turn()
+    assert list((await world.states()).values()).count(ExecutionState.QUEUED) == 4
+    await store.write(lambda tx: act_on_rollout(tx, name, "resume", now=world.clock.now()))
+    await world.until(RolloutState.SUCCEEDED)
+
+
+async def test_an_order_continues_the_trace_of_its_rollout(store: SqlStore) -> None:
+    world = await harbour(store)
+    tracer = TracerProvider().get_tracer("test")
+    with tracer.start_as_current_span("create") as span:
+        await world.create()
+    trace_id = format(span.get_span_context().trace_id, "032x")
+    await world.until(RolloutState.SUCCEEDED)
+    orders = [decode_order(order) for order in world.published if order.generation == 2]
+    assert orders
+    assert {(order.traceparent or "").split("-")[1] for order in orders} == {trace_id}
+
+
+async def test_the_loop_runs_when_nudged_and_stops(store: SqlStore) -> None:
+    world = await harbour(store)
+    reconciler = Reconciler(store, world.publish, SIGNER, SystemClock(), interval_s=3600)
+    running = asyncio.create_task(reconciler.run())
+    await world.create()
+    async with asyncio.timeout(20):
+        while len({order.device for order in world.published if order.generation == 2}) < len(DEVICES):
+            await store.write(world._hear_fleet)
+            reconciler.nudge()
+            await asyncio.sleep(0.01)
+        reconciler.stop()
+        await running

@@ -1,0 +1,163 @@
+"""A simulated agent with one model: follows orders as the wire protocol says, in stages, and reports how things are.
+
+What it has learnt from an order survives a reboot (a real agent keeps a journal); a broken transfer is tried again and
+is no verdict. `Flaw` says how a release misbehaves when it is run.
+"""
+
+from enum import StrEnum
+
+from msgspec.structs import replace
+
+from common.delta import CODECS
+from common.ids import DeviceId, Digest, Version
+from common.wire import (
+    Capabilities,
+    DesiredModel,
+    DesiredState,
+    Heartbeat,
+    Outcome,
+    Presence,
+    ReportedModel,
+    ReportedState,
+    UpdatePhase,
+    UpdateReport,
+)
+
+CAPABILITIES = Capabilities(agent_version="1", patch_codecs=CODECS)
+
+
+class Flaw(StrEnum):
+    NONE = "none"
+    UNLOADABLE = "unloadable"
+    UNHEALTHY = "unhealthy"
+    MUTE = "mute"
+    """The device dies with it, some time after it began to serve."""
+
+
+class SimulatedDevice:
+    """One agent. `step` takes its work one stage further; `birth`, `death`, `heartbeat` and `report` are messages."""
+
+    def __init__(self, device: DeviceId, flaws: dict[Version, Flaw]) -> None:
+        self.id = device
+        self.flaws = flaws
+        self.online = False
+        self.dead = False
+        self.epoch = 0
+        self.seq = 0
+        self.generation = 0
+        self.entry: ReportedModel | None = None
+        self.target: DesiredModel | None = None
+        self.fallback: tuple[Version | None, Digest | None] = (None, None)
+
+    @property
+    def running(self) -> Version | None:
+        return self.entry.running if self.entry else None
+
+    def follow(self, desired: DesiredState) -> None:
+        """Accept an order, unless it is not newer."""
+        if desired.generation <= self.generation:
+            return
+        self.generation = desired.generation
+        if not desired.models:
+            self.entry, self.target = None, None
+            return
+        (model,) = desired.models
+        entry = self.entry or ReportedModel(model=model.model, running=None, artifact=None, phase="idle", generation=0)
+        if model.order <= entry.generation:
+            return
+        if entry.phase == "probation":
+            entry = replace(entry, running=self.fallback[0], artifact=self.fallback[1])
+        if entry.running == model.version:
+            self.target = None
+            self.entry = replace(entry, phase="idle", target=None, generation=model.order)
+            return
+        self.target = model
+        self.entry = replace(entry, phase="fetching", target=model.version, generation=model.order)
+
+    def step(self, now: float, transfer_broke: bool = False) -> None:
+        """One stage further."""
+        if self.entry is None or self.target is None:
+            return
+        flaw = self.flaws.get(self.target.version, Flaw.NONE)
+        match self.entry.phase:
+            case "fetching" if transfer_broke:
+                pass
+            case "fetching":
+                self._enter("warming")
+            case "warming" if flaw is Flaw.UNLOADABLE:
+                self._finish("failed", now)
+            case "warming":
+                self.fallback = (self.entry.running, self.entry.artifact)
+                artifact = self.target.artifact.digest
+                self.entry = replace(
+                    self.entry, phase="probation", running=self.target.version, artifact=artifact, activated_at=now
+                )
+            case "probation" if flaw is Flaw.MUTE:
+                self.dead, self.online = True, False
+            case "probation" if flaw is Flaw.UNHEALTHY:
+                self.entry = replace(self.entry, running=self.fallback[0], artifact=self.fallback[1])
+                self._finish("rolled_back", now)
+            case "probation":
+                self._finish("succeeded", now)
+
+    def reboot(self) -> None:
+        """A power cut: an unfinished probation begins again, from what ran before."""
+        self.online = False
+        if self.entry is not None and self.entry.phase == "probation":
+            self.entry = replace(self.entry, running=self.fallback[0], artifact=self.fallback[1], phase="warming")
+
+    def birth(self, now: float) -> Presence:
+        self.online = True
+        self.epoch += 1
+        self.seq = 0
+        return Presence(device=self.id, epoch=self.epoch, seq=0, sent_at=now, online=True, capabilities=CAPABILITIES)
+
+    def death(self, now: float) -> Presence:
+        return Presence(device=self.id, epoch=self.epoch, seq=0, sent_at=now, online=False)
+
+    def heartbeat(self, now: float) -> Heartbeat:
+        return Heartbeat(
+            device=self.id,
+            epoch=self.epoch,
+            seq=self._next(),
+            sent_at=now,
+            uptime_s=0,
+            load_1m=0,
+            cpu_percent=0,
+            memory_bytes=0,
+            memory_available_bytes=0,
+            disk_bytes=0,
+            disk_free_bytes=0,
+            generation=self.generation,
+            running={},
+        )
+
+    def report(self, now: float) -> ReportedState:
+        held = (self.entry.artifact, self.fallback[1]) if self.entry else ()
+        return ReportedState(
+            device=self.id,
+            epoch=self.epoch,
+            seq=self._next(),
+            sent_at=now,
+            generation=self.generation,
+            models=(self.entry,) if self.entry else (),
+            held=tuple(digest for digest in held if digest is not None),
+        )
+
+    def _enter(self, phase: UpdatePhase) -> None:
+        assert self.entry is not None
+        self.entry = replace(self.entry, phase=phase)
+
+    def _finish(self, outcome: Outcome, now: float) -> None:
+        assert self.entry is not None
+        assert self.target is not None
+        update = UpdateReport(
+            generation=self.target.order, version=self.target.version, outcome=outcome, finished_at=now
+        )
+        phase: UpdatePhase = "idle" if outcome == "succeeded" else "failed"
+        self.entry = replace(self.entry, phase=phase, target=None, last_update=update)
+        self.target = None
+
+    def _next(self) -> int:
+        self.seq += 1
+        return self.seq

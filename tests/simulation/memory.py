@@ -1,0 +1,110 @@
+"""A transaction over dictionaries: the part of the store's port that rollouts and intake use, for simulated time.
+
+The simulation runs the real intake, the real planner and the real commit on it, thousands of times a second. That the
+real store behaves the same is shown by the store's contract suite and by the reconciler's integration tests.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+from common.ids import DeviceId, Digest, ModelName, ReleaseRef
+from controller.devices import Device
+from controller.rollouts.model import TERMINAL_ROLLOUT_STATES, Execution, Rollout
+from controller.store.port import Event, Order, Patch, Release, Transaction
+
+
+class MemoryDevices:
+    def __init__(self) -> None:
+        self.rows: dict[DeviceId, Device] = {}
+
+    def get(self, device: DeviceId) -> Device | None:
+        return self.rows.get(device)
+
+    def put(self, device: Device) -> None:
+        self.rows[device.id] = device
+
+    def all(self) -> Iterator[Device]:
+        return iter(list(self.rows.values()))
+
+
+class MemoryOrders:
+    def __init__(self) -> None:
+        self.rows: dict[DeviceId, Order] = {}
+
+    def get(self, device: DeviceId) -> Order | None:
+        return self.rows.get(device)
+
+    def put(self, order: Order) -> None:
+        before = self.rows.get(order.device)
+        assert before is None or order.generation > before.generation, "generations never decrease"
+        self.rows[order.device] = order
+
+
+class MemoryReleases:
+    def __init__(self) -> None:
+        self.rows: dict[ReleaseRef, Release] = {}
+
+    def get(self, ref: ReleaseRef) -> Release | None:
+        return self.rows.get(ref)
+
+    def page(self, after: tuple[str, str] | None, limit: int, model: ModelName | None = None) -> list[Release]:
+        refs = sorted(ref for ref in self.rows if model in {None, ref.model})
+        return [self.rows[ref] for ref in refs if after is None or (ref.model, ref.version) > after][:limit]
+
+
+class MemoryPatches:
+    def __init__(self) -> None:
+        self.rows: dict[tuple[Digest, Digest, str], Patch] = {}
+
+    def get(self, base: Digest, target: Digest, codec: str) -> Patch | None:
+        return self.rows.get((base, target, codec))
+
+    def put(self, patch: Patch) -> None:
+        self.rows[patch.base, patch.target, patch.codec] = patch
+
+
+class MemoryRollouts:
+    def __init__(self) -> None:
+        self.rows: dict[str, Rollout] = {}
+        self.parts: dict[str, dict[DeviceId, Execution]] = {}
+
+    def get(self, rollout: str) -> Rollout | None:
+        return self.rows.get(rollout)
+
+    def put(self, rollout: Rollout) -> None:
+        self.rows[rollout.id] = rollout
+
+    def active(self) -> list[Rollout]:
+        return [rollout for rollout in self.rows.values() if rollout.state not in TERMINAL_ROLLOUT_STATES]
+
+    def executions(self, rollout: str) -> list[Execution]:
+        return list(self.parts.get(rollout, {}).values())
+
+    def put_executions(self, rollout: str, executions: Sequence[Execution]) -> None:
+        self.parts.setdefault(rollout, {}).update({one.device: one for one in executions})
+
+
+class MemoryJournal:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def append_event(self, event: Event) -> int:
+        self.events.append(event)
+        return len(self.events)
+
+
+class MemoryTransaction:
+    """See the port."""
+
+    def __init__(self) -> None:
+        self.devices = MemoryDevices()
+        self.orders = MemoryOrders()
+        self.releases = MemoryReleases()
+        self.patches = MemoryPatches()
+        self.rollouts = MemoryRollouts()
+        self.journal = MemoryJournal()
+
+    @property
+    def view(self) -> Transaction:
+        """As the type that units of work take; the ports that rollouts do not use are absent."""
+        return cast(Transaction, self)
