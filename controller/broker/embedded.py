@@ -20,7 +20,6 @@ import hashlib
 import logging
 import random
 import secrets
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from common.errors import Conflict, FerryError, InvalidInput
 from common.ids import DeviceId
 from controller.broker.child import ServerProcess, end_stale_server
 from controller.broker.nats_config import CONTROLLER_USER, ServerLimits, server_config
+from controller.broker.ports import kept_port
 
 PASSWORD_BYTES = 32
 BCRYPT_ROUNDS = 4
@@ -103,7 +103,7 @@ class EmbeddedBroker:
         self._users = self._load_users()
         self._password = self._load_secret()
         self._password_hash = _hash(self._password)  # once: a user whose hash changes is cut off on reload
-        self._port = self._port or self._kept_port()
+        self._port = self._port or kept_port(self._folder / "port", self._host, "broker_listen")
         async with self._turn:
             await self._launch()
         self._supervisor = asyncio.create_task(self._supervise(), name="broker-supervisor")
@@ -200,15 +200,6 @@ class EmbeddedBroker:
         durable.write_file(path, secret.encode(), durable.PRIVATE_MODE)
         return secret
 
-    def _kept_port(self) -> int:
-        """The port of last time, or a free one, written down before it is used."""
-        path = self._folder / "port"
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            return int(path.read_text())
-        port = free_port(self._host)
-        durable.write_file(path, str(port).encode())
-        return port
-
     @property
     def _config_file(self) -> Path:
         return self._folder / "nats.json"
@@ -220,18 +211,6 @@ class EmbeddedBroker:
     @property
     def _pid_file(self) -> Path:
         return self._folder / "nats.pid"
-
-
-def free_port(host: str) -> int:
-    """A TCP port on `host` that nobody listens on at this moment."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family) as probe:
-            probe.bind((host, 0))
-            return int(probe.getsockname()[1])
-    except OSError as error:
-        fix = "give an address of this machine, for example 127.0.0.1:1883"
-        raise InvalidInput(f"cannot listen on {host!r}: {error.strerror}", field="broker_listen", fix=fix) from error
 
 
 def _hash(password: str) -> str:

@@ -51,16 +51,21 @@ class BrokerLink:
         client_id: str,
         on_message: OnMessage,
         *,
-        on_new_session: Callable[[], None] = lambda: None,
+        on_up: Callable[[bool], object] = lambda new_session: None,
+        on_down: Callable[[], object] = lambda: None,
         meter: Meter | None = None,
         publish_timeout_s: float = PUBLISH_TIMEOUT_S,
         waiting_max: int = WAITING_MAX,
         uniform: Callable[[], float] = random.random,
     ) -> None:
-        """`on_new_session` is called when the broker remembers nothing of us: what it retained may be gone as well."""
+        """`on_up(new_session)` is called on each connection, `on_down()` when it is lost.
+
+        A new session means that the broker remembers nothing of us, so what it retained may be gone as well.
+        """
         meter = meter or NoOpMeter("broker")
         self._endpoint = BrokerEndpoint.parse(url)
-        self._on_new_session = on_new_session
+        self._on_up = on_up
+        self._on_down = on_down
         self._publish_timeout_s = publish_timeout_s
         self._uniform = uniform
         self._client = self._make_client(client_id, username, password)
@@ -137,9 +142,9 @@ class BrokerLink:
                 attempt = 0
                 self._up.set()
                 _log.info("connected to the broker", extra={**where, "new_session": new_session})
-                if new_session:
-                    self._on_new_session()
+                self._on_up(new_session)
                 await self._lost.wait()
+                self._on_down()
                 _log.warning("lost the broker", extra=where)
             await asyncio.sleep(RECONNECT.delay_s(attempt, self._uniform()))
 

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -244,14 +244,13 @@ async def test_the_link_comes_back_after_the_broker_was_killed(
 
 
 async def test_a_broker_that_forgot_us_is_noticed(broker: EmbeddedBroker, ledger: Ledger) -> None:
-    new_sessions: list[int] = []
-    options: dict[str, Callable[[], None]] = {"on_new_session": lambda: new_sessions.append(1)}
+    new_sessions: list[bool] = []
     for _ in range(2):
-        link = link_to(broker, ledger, **options)
+        link = link_to(broker, ledger, on_up=new_sessions.append)
         await link.start()
         await link.wait_connected()
         await link.stop()
-    assert new_sessions == [1]
+    assert new_sessions == [True, False]
 
 
 async def test_without_a_broker_the_link_starts_and_says_so(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:

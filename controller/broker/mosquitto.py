@@ -1,0 +1,91 @@
+"""Users and rules for a mosquitto broker, as the two files that mosquitto reads: `passwords` and `acl`.
+
+The controller writes both files, all or nothing, whenever a device is admitted or revoked; whoever runs mosquitto
+points `password_file` and `acl_file` at them and has it reload (SIGHUP) when they change. A password is stored as
+PBKDF2-HMAC-SHA512 in mosquitto's `$7$` form (mosquitto_passwd(1)); the iterations are few because our passwords are
+256 random bits. The ACL does not grow with the fleet: its `pattern` lines use the user name, which is the device id.
+"""
+
+import asyncio
+import base64
+import hashlib
+import secrets
+from pathlib import Path
+
+from common import durable
+from common.errors import InvalidInput
+from common.ids import DeviceId
+from common.wire import TO_DEVICE, Kind
+from common.wire.topics import PREFIX
+from controller.broker.admission import FROM_DEVICE
+
+SALT_BYTES = 12
+ITERATIONS = 101
+"""mosquitto's own default."""
+KEY_BYTES = 64
+
+
+class MosquittoFiles:
+    """`Admission` for a mosquitto whose files are in `folder`; other users in `passwords` are kept."""
+
+    def __init__(self, folder: Path, controller_username: str) -> None:
+        self._folder = folder
+        self._controller_username = controller_username
+        self._turn = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Write the ACL, and an empty password file where there is none. `InvalidInput` when the folder is no good."""
+        try:
+            await asyncio.to_thread(self._prepare)
+        except OSError as error:
+            fix = "give a folder that the controller can write and mosquitto can read"
+            raise InvalidInput(f"{self._folder}: {error.strerror}", field="mosquitto_files", fix=fix) from error
+
+    async def admit(self, device: DeviceId, password: str) -> None:
+        """Add the device, or replace its password. mosquitto knows it after its next reload."""
+        async with self._turn:
+            await asyncio.to_thread(self._rewrite, device, f"{device}:{hashed(password)}")
+
+    async def revoke(self, device: DeviceId) -> None:
+        """Take the device out. mosquitto lets it in until its next reload, and does not cut its connection."""
+        async with self._turn:
+            await asyncio.to_thread(self._rewrite, device, None)
+
+    def _prepare(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        durable.write_file(self._folder / "acl", acl(self._controller_username).encode())
+        if not self._passwords.exists():
+            durable.write_file(self._passwords, b"", durable.PRIVATE_MODE)
+
+    def _rewrite(self, device: DeviceId, line: str | None) -> None:
+        lines = [old for old in self._passwords.read_text().splitlines() if old.partition(":")[0] != device]
+        lines += [line] if line else []
+        mode = self._passwords.stat().st_mode & 0o777  # mosquitto runs as another user: its operator chose the mode
+        durable.write_file(self._passwords, "".join(f"{entry}\n" for entry in lines).encode(), mode)
+
+    @property
+    def _passwords(self) -> Path:
+        return self._folder / "passwords"
+
+
+def hashed(password: str, salt: bytes | None = None) -> str:
+    """The password as mosquitto stores it: `$7$iterations$salt$key`, both in base64."""
+    salt = salt or secrets.token_bytes(SALT_BYTES)
+    key = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, ITERATIONS, KEY_BYTES)
+    return f"$7${ITERATIONS}${base64.b64encode(salt).decode()}${base64.b64encode(key).decode()}"
+
+
+def acl(controller_username: str) -> str:
+    """The access rules, the same for every device."""
+    return "\n".join(
+        (
+            "# Written by ferry-controller; changes are overwritten.",
+            f"user {controller_username}",
+            *(f"topic write {PREFIX}/d/+/{kind.value}" for kind in Kind if kind in TO_DEVICE),
+            *(f"topic read {PREFIX}/d/+/{kind.value}" for kind in FROM_DEVICE),
+            "",
+            *(f"pattern write {PREFIX}/d/%u/{kind.value}" for kind in FROM_DEVICE),
+            *(f"pattern read {PREFIX}/d/%u/{kind.value}" for kind in Kind if kind in TO_DEVICE),
+            "",
+        )
+    )

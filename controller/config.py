@@ -1,0 +1,207 @@
+"""The controller's settings: one struct, filled from a TOML file, then `FERRY_*` variables, then flags.
+
+Each field is a key of the file, a variable (`broker_listen`: `FERRY_BROKER_LISTEN`) and a flag (`--broker-listen`);
+later sources win. The field's type checks the value and its description is the documentation, so a setting is described
+once: `docs/reference/settings.md` and `--help` are made from here. A bad value is an `InvalidInput` that names where it
+came from.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from msgspec import Meta
+
+from common.errors import InvalidInput
+
+ENV_PREFIX = "FERRY_"
+CONFIG_FILE = "FERRY_CONFIG"
+ANY_HOST = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  compared, not bound
+PORT_MAX = 65_535
+
+Day = 86_400.0
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an operator can set."""
+
+    data: Annotated[
+        str,
+        Meta(
+            description="Folder of everything the controller keeps: database, models, keys, the broker's data. One "
+            "controller at a time uses it."
+        ),
+    ] = "ferry-data"
+    listen: Annotated[
+        str,
+        Meta(
+            description="Where the HTTP API listens, HOST:PORT. Port 0 takes a free one on the first start and the "
+            "same one ever after. There is no TLS here: put a reverse proxy in front of it on an open network."
+        ),
+    ] = "127.0.0.1:8480"
+    public_url: Annotated[
+        str,
+        Meta(
+            description="URL under which devices reach the API; it is part of every join string. Default: `http://` "
+            "and `listen`. Needed when `listen` means all interfaces or a proxy stands in front."
+        ),
+    ] = ""
+    broker: Annotated[
+        str,
+        Meta(
+            description="URL of an external MQTT broker for the controller, mqtt(s)://USER:PASSWORD@HOST:PORT. Empty: "
+            "an embedded broker. Prefer the variable to the flag, which other users of the machine can see."
+        ),
+    ] = ""
+    broker_listen: Annotated[
+        str,
+        Meta(description="Where the embedded broker listens, HOST:PORT. Port 0 as for `listen`."),
+    ] = "127.0.0.1:1883"
+    device_broker: Annotated[
+        str,
+        Meta(
+            description="URL of the broker as devices reach it, mqtt(s)://HOST:PORT. Default: the broker's own "
+            "address. Needed when `broker_listen` means all interfaces."
+        ),
+    ] = ""
+    mosquitto_files: Annotated[
+        str,
+        Meta(
+            description="Folder in which to keep `passwords` and `acl` for an external mosquitto. Empty: the users of "
+            "an external broker are its operator's business."
+        ),
+    ] = ""
+    database: Annotated[str, Meta(description="URL of the database. Empty: SQLite in the data folder.")] = ""
+    blob_bytes_max: Annotated[int, Meta(ge=1, description="Largest file that can be uploaded, in bytes.")] = 4 * 2**30
+    heartbeat_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=20,
+            description="How often devices send a heartbeat, in seconds; told to them when they join. A device is "
+            "called offline after 45 s of silence.",
+        ),
+    ] = 15.0
+    poll_s: Annotated[
+        float,
+        Meta(gt=0, le=86_400, description="How often devices ask over HTTP while MQTT is silent, in seconds."),
+    ] = 60.0
+    reconcile_s: Annotated[
+        float, Meta(gt=0, le=60, description="How often rollouts are looked at when nothing happens, in seconds.")
+    ] = 1.0
+    events_kept_s: Annotated[
+        float, Meta(gt=0, description="How long events and answers to repeated requests are kept, in seconds.")
+    ] = 7 * Day
+    telemetry_kept_s: Annotated[float, Meta(gt=0, description="How long telemetry is kept, in seconds.")] = 30 * Day
+    otlp_endpoint: Annotated[
+        str,
+        Meta(
+            description="Base URL of an OpenTelemetry collector (OTLP over HTTP) for traces and metrics. Empty: "
+            "`OTEL_EXPORTER_OTLP_ENDPOINT`; if that is empty too, nothing is sent."
+        ),
+    ] = ""
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="The least severe log lines to write.")
+    ] = "info"
+
+    def __post_init__(self) -> None:
+        for field in ("listen", "broker_listen"):
+            parse_address(getattr(self, field), field)
+        self._check_what_devices_are_told()
+
+    def _check_what_devices_are_told(self) -> None:
+        if not self.public_url and parse_address(self.listen, "listen")[0] in ANY_HOST:
+            fix = "say how devices reach this machine, for example --public-url http://ferry.example.org:8480"
+            raise InvalidInput(f"is needed with listen = {self.listen!r}", field="public_url", fix=fix)
+        if self.public_url and not self.public_url.startswith(("http://", "https://")):
+            raise InvalidInput("is not an http or https URL", field="public_url")
+        open_broker = not self.broker and parse_address(self.broker_listen, "broker_listen")[0] in ANY_HOST
+        if open_broker and not self.device_broker:
+            fix = "say how devices reach the broker, for example --device-broker mqtt://ferry.example.org:1883"
+            raise InvalidInput(f"is needed with broker_listen = {self.broker_listen!r}", field="device_broker", fix=fix)
+        if self.mosquitto_files and not self.broker:
+            raise InvalidInput("is for an external broker", field="mosquitto_files", fix="give --broker as well")
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One field of `Settings`, described."""
+
+    name: str
+    type: Any
+    default: Any
+    description: str
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return ENV_PREFIX + self.name.upper()
+
+
+def all_settings() -> tuple[Setting, ...]:
+    """Every setting, in the order in which they are documented."""
+    return tuple(
+        Setting(field.name, field.type, field.default, _description(field.type))
+        for field in msgspec.structs.fields(Settings)
+    )
+
+
+def load_settings(flags: Mapping[str, str], environment: Mapping[str, str], file: str = "") -> Settings:
+    """The settings from `file` (TOML; else the one that FERRY_CONFIG names, if any), `environment` and `flags`.
+
+    Raises `InvalidInput` that names the flag, variable or key with a value that cannot be.
+    """
+    path = file or environment.get(CONFIG_FILE, "")
+    in_file = _read_file(Path(path)) if path else {}
+    values: dict[str, Any] = {}
+    for setting in all_settings():
+        sources = (
+            (f"{path}: {setting.name}", in_file.get(setting.name)),
+            (setting.variable, environment.get(setting.variable)),
+            (setting.flag, flags.get(setting.name)),
+        )
+        for source, value in sources:
+            if value is not None:
+                values[setting.name] = _converted(value, setting, source)
+    return Settings(**values)
+
+
+def parse_address(text: str, field: str) -> tuple[str, int]:
+    """`HOST:PORT` as a pair; IPv6 in brackets. `InvalidInput` for anything else."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit() and int(port) <= PORT_MAX):
+        raise InvalidInput(f"{text[:80]!r} is not HOST:PORT", field=field, fix="for example 127.0.0.1:8480")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _description(annotated: Any) -> str:
+    (meta,) = (part for part in get_args(annotated) if isinstance(part, Meta))
+    return meta.description or ""
+
+
+def _converted(value: Any, setting: Setting, source: str) -> Any:
+    try:
+        return msgspec.convert(value, type=setting.type, strict=not isinstance(value, str))
+    except msgspec.ValidationError as error:
+        raise InvalidInput(str(error), field=source, fix=setting.description) from error
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}: {error.strerror}", field="config") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} is not TOML: {error}", field="config") from error
+    known = [setting.name for setting in all_settings()]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            fix = f"did you mean {near[0]!r}?" if near else "see docs/reference/settings.md"
+            raise InvalidInput(f"unknown setting {name!r}", field=str(path), fix=fix)
+    return values
