@@ -22,7 +22,7 @@ from edge_agent.inference.engine import Array
 from edge_agent.inference.tensors import DTYPES, datatype_of
 
 TENSORS_MAX = 256
-AXES_MAX = 16
+AXES_MAX = 32
 AXIS_LENGTH_MAX = 2**31 - 1
 
 _LENGTH = struct.Struct("<I")
@@ -88,7 +88,7 @@ def decode_request(body: bytes, header_length: int | None) -> InferRequest:
         raise InvalidInput(message, field="Inference-Header-Content-Length", fix="send the length of the JSON part")
     try:
         header = _HEADERS.decode(memoryview(body)[:length])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:  # the second for lists nested without end
         raise InvalidInput(f"not an inference request: {error}", fix=_shape_of_a_request(header_length)) from error
     _refuse_unsupported(header)
     feeds = _decode_inputs(header.inputs, memoryview(body)[length:])
@@ -280,7 +280,10 @@ def _object_array(elements: list[str]) -> Array:
 def _shaped(array: Array, tensor: InputTensor, field: str) -> Array:
     if array.size != math.prod(tensor.shape):
         raise InvalidInput(f"{array.size} elements", field=field, fix=f"send {_wanted(tensor)}")
-    return array.reshape(tensor.shape)
+    try:
+        return array.reshape(tensor.shape)
+    except ValueError as error:  # an empty tensor can still have axes whose product numpy cannot hold
+        raise InvalidInput(f"shape {list(tensor.shape)} is too large", field=field, fix="send a shorter one") from error
 
 
 def _wanted(tensor: InputTensor) -> str:

@@ -1,0 +1,162 @@
+"""Small ONNX models made on the spot, each with one property that a test needs, and an engine that can be held up.
+
+The models run on the real engine. All take `x`, FP32 [any, 4], unless they say otherwise, and answer `y`.
+"""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper, numpy_helper, save_model
+
+from common.artifact import TensorSpec
+from common.clock import SystemClock
+from common.ids import ModelName, Version
+from edge_agent.inference.engine import Array, Session
+from edge_agent.inference.ort import OrtEngine
+from edge_agent.inference.serving import ModelServer
+from edge_agent.telemetry.recorder import Recorder
+
+MODEL = ModelName("adder")
+X = (TensorSpec("x", "FP32", (-1, 4)),)
+Y = (TensorSpec("y", "FP32", (-1, 4)),)
+OPSET, IR_VERSION = 17, 8
+
+
+def adder(path: Path, number: int) -> Path:
+    """y = x + number: the answer tells which model gave it."""
+    constant = numpy_helper.from_array(np.array([number], np.float32), "number")
+    return _save(path, [helper.make_node("Add", ["x", "number"], ["y"])], [constant])
+
+
+def nan_unless_zero(path: Path) -> Path:
+    """y = sqrt(-x*x): fine for the zeros of a warm-up, NaN for everything else."""
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["square"]),
+        helper.make_node("Neg", ["square"], ["negative"]),
+        helper.make_node("Sqrt", ["negative"], ["y"]),
+    ]
+    return _save(path, nodes, [])
+
+
+def always_nan(path: Path) -> Path:
+    """y = x / 0 for x = 0."""
+    zero = numpy_helper.from_array(np.zeros(1, np.float32), "zero")
+    return _save(path, [helper.make_node("Div", ["x", "zero"], ["y"])], [zero])
+
+
+def raises_unless_zero(path: Path) -> Path:
+    """Looks x up in a table of one row: an error of the engine for everything but zeros."""
+    table = numpy_helper.from_array(np.zeros(1, np.float32), "table")
+    nodes = [
+        helper.make_node("Cast", ["x"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "index"], ["y"]),
+    ]
+    return _save(path, nodes, [table])
+
+
+def identity(path: Path, element: int, shape: Sequence[int | str]) -> Path:
+    """y = x for any type and shape."""
+    return _save(path, [helper.make_node("Identity", ["x"], ["y"])], [], element, shape)
+
+
+def renamed_output(path: Path) -> Path:
+    """Like `raises_unless_zero`, but its output is called z."""
+    table = numpy_helper.from_array(np.zeros(1, np.float32), "table")
+    nodes = [
+        helper.make_node("Cast", ["x"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "index"], ["z"]),
+    ]
+    return _save(path, nodes, [table], output="z")
+
+
+def _save(
+    path: Path,
+    nodes: Sequence[NodeProto],
+    constants: Sequence[TensorProto],
+    element: int = TensorProto.FLOAT,
+    shape: Sequence[int | str] = ("n", 4),
+    output: str = "y",
+) -> Path:
+    inputs = [helper.make_tensor_value_info("x", element, shape)]
+    outputs = [helper.make_tensor_value_info(output, element, shape)]
+    graph = helper.make_graph(nodes, "small", inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    save_model(model, path)
+    return path
+
+
+class HeldSession:
+    """A real session whose runs wait while the engine is held. It remembers whether it was closed under a request."""
+
+    def __init__(self, session: Session, engine: "HeldEngine") -> None:
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self._session, self._engine = session, engine
+        self._running = 0
+        self.closed = False
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        with self._engine.lock:
+            self._running += 1
+            self._engine.arrived += 1
+            self._engine.used_after_close |= self.closed
+        try:
+            assert self._engine.open.wait(60)
+            return self._session.run(feeds, outputs)
+        finally:
+            with self._engine.lock:
+                self._running -= 1
+
+    def close(self) -> None:
+        with self._engine.lock:
+            self.closed = True
+            self._engine.used_after_close |= self._running > 0
+        self._session.close()
+
+
+class HeldEngine(OrtEngine):
+    """ONNX Runtime with a door: while `open` is cleared, requests stay inside their session."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.open.set()
+        self.lock = threading.Lock()
+        self.arrived = 0
+        self.used_after_close = False
+        self.sessions: list[HeldSession] = []
+
+    def load(self, path: Path) -> HeldSession:  # type: ignore[override]  # the port is Session; the base names its own
+        session = HeldSession(super().load(path), self)
+        self.sessions.append(session)
+        return session
+
+
+class Bench:
+    """A model server on a folder of small models, with its telemetry."""
+
+    def __init__(self, folder: Path, **settings: int) -> None:
+        self.folder = folder
+        self.engine = HeldEngine()
+        self.recorder = Recorder(0.0)
+        self.server = ModelServer(self.engine, self.recorder, SystemClock(), **settings)
+
+    async def put(self, version: str, make: Callable[[Path], Path], outputs: tuple[TensorSpec, ...] = Y) -> None:
+        """Make a model and switch to it, without committing."""
+        path = make(self.folder / f"{version}.onnx")
+        self.server.switch(await self.server.prepare(MODEL, Version(version), path, X, outputs))
+
+    async def add(self, number: int) -> None:
+        """Serve `adder(number)` as version `number`, committed."""
+        await self.put(str(number), lambda path: adder(path, number))
+        await self.server.commit(MODEL)
+
+    async def ask(self, value: float = 1.0, version: str | None = None) -> tuple[float, str]:
+        """One request; the number in the answer (which must be the same in all places) and the version."""
+        feeds = {"x": np.full((2, 4), value, np.float32)}
+        answer = await self.server.infer(MODEL, Version(version) if version else None, feeds)
+        (number,) = set((answer.outputs["y"] - value).flat)
+        return float(number), answer.version
+
+    def versions(self) -> list[str]:
+        return [served.version for served in self.server.models()]

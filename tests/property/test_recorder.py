@@ -1,0 +1,83 @@
+"""Telemetry windows: every request is in exactly one of them, in the bucket of its latency."""
+
+import threading
+from typing import NamedTuple
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.ids import ModelName, Version
+from common.wire import LATENCY_BOUNDS_S
+from edge_agent.telemetry.recorder import Recorder
+
+
+class Request(NamedTuple):
+    """One recorded request; `cut` ends the windows after it."""
+
+    version: Version
+    latency_s: float | None
+    error: bool
+    cut: bool
+
+
+REQUESTS = st.builds(
+    Request,
+    st.sampled_from(["1", "2"]).map(Version),
+    st.none() | st.floats(0, 20) | st.sampled_from(LATENCY_BOUNDS_S),
+    st.booleans(),
+    st.booleans(),
+)
+
+
+@given(st.lists(REQUESTS, max_size=40))
+def test_windows_add_up_to_what_happened(requests: list[Request]) -> None:
+    recorder = Recorder(0.0)
+    windows = []
+    for now, request in enumerate(requests, 1):
+        recorder.record(ModelName("m"), request.version, request.latency_s, error=request.error)
+        if request.cut:
+            windows += recorder.cut(float(now))
+    windows += recorder.cut(len(requests) + 1.0)
+    for version in ("1", "2"):
+        mine = [request for request in requests if request.version == version]
+        own = [window for window in windows if window.version == version]
+        answered = [request.latency_s for request in mine if request.latency_s is not None]
+        assert sum(window.requests for window in own) == len(mine)
+        assert sum(window.errors for window in own) == sum(request.error for request in mine)
+        assert sum(sum(window.latency_counts) for window in own) == len(answered)
+        for index, bound in enumerate(LATENCY_BOUNDS_S):
+            below = sum(sum(window.latency_counts[: index + 1]) for window in own)
+            assert below == sum(latency <= bound for latency in answered)
+    assert all(window.requests > 0 for window in windows)
+
+
+@given(st.lists(st.integers(0, 3), max_size=20))
+def test_windows_of_a_release_follow_each_other_without_overlap(requests_before_cut: list[int]) -> None:
+    recorder = Recorder(100.0)
+    ends = [100.0]
+    for count in requests_before_cut:
+        for _ in range(count):
+            recorder.record(ModelName("m"), Version("1"), 0.01, error=False)
+        for window in recorder.cut(ends[-1] + 1):
+            assert window.started_at == ends[-1]
+        ends.append(ends[-1] + 1)
+
+
+def test_no_request_is_lost_between_threads_and_cuts() -> None:
+    recorder = Recorder(0.0)
+    each = 5_000
+
+    def work() -> None:
+        for _ in range(each):
+            recorder.record(ModelName("m"), Version("1"), 0.001, error=False)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    windows = []
+    while any(thread.is_alive() for thread in threads):
+        windows += recorder.cut(1.0)
+    for thread in threads:
+        thread.join()
+    windows += recorder.cut(2.0)
+    assert sum(window.requests for window in windows) == 4 * each
