@@ -1,0 +1,141 @@
+"""A small controller for the agent's tests: it signs orders and manifests, and serves blobs over real HTTP, with faults.
+
+`faults` maps a digest to what is wrong with it: `tamper` flips a byte, `truncate` sends half and closes, `missing` is 404,
+`break_once` sends half of the first answer and closes. `sent` counts the bytes that left for each digest.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from common import delta
+from common.artifact import ArtifactRef, ReleaseManifest, Variant, digest_of, encode_manifest
+from common.artifact.manifest import PAYLOAD_TYPE
+from common.artifact.onnx_io import read_signature
+from common.artifact.source import BytesSource
+from common.ids import DeviceId, Digest, ModelName, Version
+from common.trust import PublicKey, Signer
+from common.wire import DesiredModel, DesiredState, PatchOffer, encode
+from common.wire.messages import DESIRED_PAYLOAD_TYPE
+
+DEVICE = DeviceId("dev-1")
+MODEL = ModelName("kinds")
+
+
+class ReleaseDesk:
+    """Publishes releases of one model and writes orders for one device."""
+
+    def __init__(self) -> None:
+        self.signer = Signer.generate()
+        self.blobs: dict[Digest, bytes] = {}
+        self.faults: dict[Digest, str] = {}
+        self.sent: Counter[Digest] = Counter()
+        self.asked: Counter[Digest] = Counter()
+        self.generation = 0
+        self.url = ""
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def keys(self) -> tuple[PublicKey, ...]:
+        return (self.signer.public_key,)
+
+    async def start(self) -> None:
+        application = web.Application()
+        application.router.add_get("/v1/blobs/{digest}", self._blob)
+        self._runner = web.AppRunner(application, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def stop(self) -> None:
+        if self._runner:
+            await self._runner.cleanup()
+
+    def put(self, data: bytes) -> ArtifactRef:
+        ref = ArtifactRef(digest_of(data), len(data))
+        self.blobs[ref.digest] = data
+        return ref
+
+    def release(self, version: str, data: bytes, *, manifest_of: bytes | None = None, **changes: Any) -> DesiredModel:
+        """The order for `data` as `version`; `manifest_of` lets the manifest speak of other bytes."""
+        artifact, promised = self.put(data), self.put(manifest_of or data)
+        signature = read_signature(BytesSource(data))
+        variant = Variant({"model.onnx": promised}, signature.inputs, signature.outputs)
+        manifest = ReleaseManifest(MODEL, Version(version), {"default": variant})
+        envelope = self.put(self.signer.sign(PAYLOAD_TYPE, encode_manifest(manifest)))
+        fields: dict[str, Any] = {"order": self.generation + 1, "probation_s": 0.3} | changes
+        return DesiredModel(
+            model=MODEL, version=Version(version), variant="default", manifest=envelope, artifact=artifact, **fields
+        )
+
+    def patch(self, base: bytes, target: bytes) -> PatchOffer:
+        """A real patch, published."""
+        pieces: list[bytes] = []
+        summary = delta.make(BytesSource(base), BytesSource(target), pieces.append)
+        return PatchOffer(digest_of(base), self.put(b"".join(pieces)), summary.codec)
+
+    def order(self, *models: DesiredModel, device: DeviceId = DEVICE, generation: int | None = None) -> bytes:
+        """The next signed order."""
+        if generation is None:
+            self.generation += 1
+        desired = DesiredState(
+            device=device, generation=generation or self.generation, issued_at=1.0, models=models, traceparent=None
+        )
+        return self.signer.sign(DESIRED_PAYLOAD_TYPE, encode(desired))
+
+    async def _blob(self, request: web.Request) -> web.StreamResponse:
+        digest = Digest(request.match_info["digest"])
+        self.asked[digest] += 1
+        fault = self.faults.get(digest, "")
+        if fault == "missing" or digest not in self.blobs:
+            raise web.HTTPNotFound
+        data = self.blobs[digest]
+        if fault == "tamper":
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        start = request.http_range.start or 0
+        body = data[start:]
+        headers = {"ETag": f'"{digest}"', "Content-Length": str(len(body))}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        response = web.StreamResponse(status=206 if start else 200, headers=headers)
+        await response.prepare(request)
+        if fault in {"truncate", "break_once"}:
+            body = body[: len(body) // 2]
+            if fault == "break_once":
+                del self.faults[digest]
+        self.sent[digest] += len(body)
+        await response.write(body)
+        if len(body) < int(headers["Content-Length"]) and request.transport:
+            request.transport.close()
+        return response
+
+
+def recalibrated(path: Path) -> bytes:
+    """The real model with another final bias: a small true change."""
+    return _edited(path, "Dense_1/Reshape:0", lambda values: values + 0.25)
+
+
+def fails_on(path: Path, token: int) -> bytes:
+    """The real model made to answer NaN for inputs that hold `token`: its embedding row overflows."""
+
+    def overflow(values: Any) -> Any:
+        values[token] = 3e38
+        return values
+
+    return _edited(path, "get_logits_/Const:0", overflow)
+
+
+def _edited(path: Path, name_end: str, edit: Any) -> bytes:
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith(name_end) and tensor.data_type == onnx.TensorProto.FLOAT:
+            values = edit(numpy_helper.to_array(tensor).copy())
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+            data: bytes = model.SerializeToString()
+            return data
+    raise AssertionError(f"the model has no {name_end}")

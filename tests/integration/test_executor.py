@@ -1,0 +1,379 @@
+"""What a device goes through on its way from order to running model, with real files, HTTP, ONNX Runtime and patches."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.artifact import digest_of
+from common.backoff import Backoff
+from common.clock import SystemClock
+from common.trust import Signer
+from common.wire import ReportedModel, UpdateReport
+from edge_agent.executor import Executor, Parts, UpdateLimits
+from edge_agent.fetch import FetchLimits, make_fetcher, open_session
+from edge_agent.inference.ort import OrtEngine
+from edge_agent.inference.serving import ModelServer
+from edge_agent.journal import Journal
+from edge_agent.slots import Slots
+from edge_agent.telemetry.recorder import Recorder
+from tests.conftest import eventually
+from tests.integration.release_desk import DEVICE, MODEL, ReleaseDesk, fails_on, recalibrated
+
+PLENTY = 10**12
+
+
+class Device:
+    """An agent's inside, without the programs around it."""
+
+    def __init__(self, folder: Path, desk: ReleaseDesk, free: Callable[[], int] = lambda: PLENTY) -> None:
+        self.journal = Journal(folder / "journal.db")
+        self.slots = Slots(folder, free=lambda _: free())
+        clock = SystemClock()
+        self.server = ModelServer(OrtEngine(), Recorder(clock.now()), clock, workers=2)
+        self.session = open_session("token")
+        self.executor = Executor(
+            Parts(
+                journal=self.journal,
+                slots=self.slots,
+                fetcher=make_fetcher(desk.url, self.session, None, FetchLimits(), clock),
+                server=self.server,
+                clock=clock,
+                chance=random.Random(1),
+                keys=desk.keys,
+                changed=lambda: None,
+                limits=UpdateLimits(health_s=0.05, backoff=Backoff(base_s=0.05, cap_s=0.1)),
+            ),
+            DEVICE,
+        )
+
+    async def stop(self) -> None:
+        await self.executor.stop()
+        await self.server.close()
+        await self.session.close()
+        self.journal.close()
+
+    @property
+    def model(self) -> ReportedModel | None:
+        return next((entry for entry in self.executor.standing().models if entry.model == MODEL), None)
+
+    async def finished(self, order: int) -> UpdateReport:
+        """The report of the update that `order` began."""
+
+        def over() -> UpdateReport | None:
+            update = self.model.last_update if self.model else None
+            return update if update and update.generation == order else None
+
+        await eventually(over, f"order {order} is finished")
+        update = over()
+        assert update
+        return update
+
+    async def ask(self, token: int = 7) -> tuple[str, bool]:
+        """The version that answered an input full of `token`, and whether the answer was finite."""
+        feeds = {"bytes": np.full((1, 2048), token, np.int32)}
+        answer = await self.server.infer(MODEL, None, feeds)
+        return answer.version, bool(np.isfinite(answer.outputs["target_label"]).all())
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[ReleaseDesk]:
+    desk = ReleaseDesk()
+    await desk.start()
+    yield desk
+    await desk.stop()
+
+
+@asynccontextmanager
+async def device_at(folder: Path, desk: ReleaseDesk, free: Callable[[], int] = lambda: PLENTY) -> AsyncIterator[Device]:
+    device = Device(folder, desk, free)
+    await device.executor.start()
+    try:
+        yield device
+    finally:
+        await device.stop()
+
+
+async def test_a_first_release_is_fetched_whole_and_a_small_change_as_a_patch(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    old = real_models[0].read_bytes()
+    new = recalibrated(real_models[0])
+    async with device_at(tmp_path, desk) as device:
+        await device.executor.accept(desk.order(desk.release("1", old)))
+        full = await device.finished(1)
+        assert (full.outcome, full.strategy, full.transport) == ("succeeded", "full", "http")
+        assert len(old) < full.bytes_transferred < len(old) + 5000
+        assert await device.ask() == ("1", True)
+
+        offer = desk.patch(old, new)
+        await device.executor.accept(desk.order(desk.release("2", new, patches=(offer,))))
+        patch = await device.finished(2)
+        assert (patch.outcome, patch.strategy) == ("succeeded", "patch")
+        assert patch.bytes_transferred < len(new) // 10
+        assert desk.sent[digest_of(new)] == 0
+        assert await device.ask() == ("2", True)
+        assert set(device.executor.standing().held) == {digest_of(old), digest_of(new)}
+
+
+async def test_going_back_to_the_previous_release_fetches_nothing(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    one, two = (path.read_bytes() for path in real_models)
+    async with device_at(tmp_path, desk) as device:
+        for order, (version, data) in enumerate((("1", one), ("2", two)), 1):
+            await device.executor.accept(desk.order(desk.release(version, data)))
+            await device.finished(order)
+        asked = desk.asked.total()
+        await device.executor.accept(desk.order(desk.release("1", one)))
+        update = await device.finished(3)
+        assert (update.outcome, update.strategy, update.bytes_transferred) == ("succeeded", "none", 0)
+        assert desk.asked.total() == asked
+        assert await device.ask() == ("1", True)
+        await device.executor.accept(desk.order(desk.release("1", one)))
+        assert (await device.finished(4)).strategy == "none"
+
+
+async def test_a_broken_download_resumes(tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]) -> None:
+    data = real_models[0].read_bytes()
+    release = desk.release("1", data)
+    desk.faults[release.artifact.digest] = "break_once"
+    async with device_at(tmp_path, desk) as device:
+        await device.executor.accept(desk.order(release))
+        update = await device.finished(1)
+    assert update.outcome == "succeeded"
+    assert update.resumed_bytes > 0
+    assert len(data) <= update.bytes_transferred < len(data) + 5000
+    assert desk.sent[release.artifact.digest] < len(data) + 300_000
+
+
+async def test_a_patch_that_does_not_fit_falls_back_to_the_whole_file(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    old, new = real_models[0].read_bytes(), recalibrated(real_models[0])
+    async with device_at(tmp_path, desk) as device:
+        await device.executor.accept(desk.order(desk.release("1", old)))
+        await device.finished(1)
+        offer = desk.patch(old, new)
+        desk.faults[offer.patch.digest] = "tamper"
+        await device.executor.accept(desk.order(desk.release("2", new, patches=(offer,))))
+        update = await device.finished(2)
+        assert (update.outcome, update.strategy) == ("succeeded", "full")
+        assert "patch not used" in update.detail
+        assert await device.ask() == ("2", True)
+
+
+@pytest.mark.parametrize("fault", ["tamper"])
+async def test_wrong_bytes_fail_the_order_and_the_old_release_stays(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path], fault: str
+) -> None:
+    one, two = (path.read_bytes() for path in real_models)
+    async with device_at(tmp_path, desk) as device:
+        await device.executor.accept(desk.order(desk.release("1", one)))
+        await device.finished(1)
+        bad = desk.release("2", two)
+        desk.faults[bad.artifact.digest] = fault
+        await device.executor.accept(desk.order(bad))
+        update = await device.finished(2)
+        assert (update.outcome, update.reason) == ("failed", "integrity_failure")
+        assert desk.asked[bad.artifact.digest] == 2
+        assert await device.ask() == ("1", True)
+        # The same order in a newer generation does not lift the quarantine, a newer order for the model does.
+        desk.faults.clear()
+        await device.executor.accept(desk.order(bad))
+        assert device.model
+        assert device.model.phase == "failed"
+        await device.executor.accept(desk.order(desk.release("2", two)))
+        assert (await device.finished(4)).outcome == "succeeded"
+
+
+async def test_a_truncated_transfer_and_a_missing_file_are_waited_for(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    release = desk.release("1", real_models[0].read_bytes())
+    desk.faults[release.artifact.digest] = "missing"
+    async with device_at(tmp_path, desk) as device:
+        await device.executor.accept(desk.order(release))
+        await eventually(lambda: device.model and "not_found" in device.model.detail, "the trouble is reported")
+        desk.faults[release.artifact.digest] = "truncate"
+        await eventually(lambda: device.model and "unavailable" in device.model.detail, "the trouble is reported")
+        assert device.model
+        assert (device.model.phase, device.model.last_update) == ("fetching", None)
+        desk.faults.clear()
+        assert (await device.finished(1)).outcome == "succeeded"
+        assert device.model.detail == ""
+
+
+async def test_a_full_disk_is_reported_and_waited_for(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    free = [1_000_000]
+    async with device_at(tmp_path, desk, lambda: free[0]) as device:
+        await device.executor.accept(desk.order(desk.release("1", real_models[0].read_bytes())))
+        await eventually(lambda: device.model and "storage_full" in device.model.detail, "the full disk is reported")
+        free[0] = PLENTY
+        assert (await device.finished(1)).outcome == "succeeded"
+
+
+async def test_room_is_made_by_giving_up_the_release_before_the_installed_one(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    one, two, three = *(path.read_bytes() for path in real_models), recalibrated(real_models[0])
+    room_for_two = 16 * 2**20 + 2 * len(three) + 100_000
+
+    def free() -> int:
+        return room_for_two - sum(file.stat().st_size for file in tmp_path.rglob("*.onnx"))
+
+    async with device_at(tmp_path, desk, free) as device:
+        for order, (version, data) in enumerate((("1", one), ("2", two), ("3", three)), 1):
+            await device.executor.accept(desk.order(desk.release(version, data)))
+            assert (await device.finished(order)).outcome == "succeeded"
+        assert await device.ask() == ("3", True)
+
+
+async def test_a_manifest_that_disagrees_with_the_order_is_rejected(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    one, two = (path.read_bytes() for path in real_models)
+    async with device_at(tmp_path, desk) as device:
+        await device.executor.accept(desk.order(desk.release("1", one, manifest_of=two)))
+        update = await device.finished(1)
+        assert update.outcome == "rejected"
+        assert "different bytes" in update.detail
+        assert desk.sent[digest_of(one)] == 0
+
+
+async def test_bytes_that_are_no_model_never_serve(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    one = real_models[0].read_bytes()
+    async with device_at(tmp_path, desk) as device:
+        await device.executor.accept(desk.order(desk.release("1", one)))
+        await device.finished(1)
+        broken = bytearray(one)
+        broken[len(one) // 2] ^= 0xFF
+        overflowing = fails_on(real_models[0], token=0)
+        await device.executor.accept(desk.order(desk.release("2", overflowing)))
+        update = await device.finished(2)
+        assert (update.outcome, update.reason, update.activated_at) == ("failed", "model_rejected", None)
+        assert await device.ask() == ("1", True)
+
+
+async def test_a_release_that_answers_nonsense_is_taken_back_and_no_request_fails(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    one, broken = real_models[0].read_bytes(), fails_on(real_models[0], token=101)
+    async with device_at(tmp_path, desk) as device:
+        await device.executor.accept(desk.order(desk.release("1", one)))
+        await device.finished(1)
+        stop, answers = asyncio.Event(), []
+
+        async def keep_asking() -> None:
+            while not stop.is_set():
+                answers.append(await device.ask(token=101))
+
+        traffic = [asyncio.create_task(keep_asking()) for _ in range(2)]
+        await device.executor.accept(desk.order(desk.release("2", broken, probation_s=30.0)))
+        update = await device.finished(2)
+        await eventually(lambda: len(device.server.models()) == 1 and not device.server.models()[0].probation, "back")
+        stop.set()
+        await asyncio.gather(*traffic)
+        assert (update.outcome, update.reason) == ("rolled_back", "unhealthy")
+        assert update.activated_at is not None
+        assert len(answers) > 5
+        assert set(answers) == {("1", True)}
+
+
+async def test_the_installed_release_serves_after_a_restart_with_nobody_to_ask(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    async with device_at(tmp_path, desk) as device:
+        await device.executor.accept(desk.order(desk.release("1", real_models[0].read_bytes())))
+        await device.finished(1)
+    await desk.stop()
+    (tmp_path / "downloads" / "0badf00d.part").write_bytes(b"left over")
+    async with device_at(tmp_path, desk) as device:
+        assert await device.ask() == ("1", True)
+        assert not list((tmp_path / "downloads").iterdir())
+        assert device.executor.standing().generation == 1
+
+
+async def test_a_damaged_slot_is_noticed_at_start_and_fetched_again(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    one, two = (path.read_bytes() for path in real_models)
+    async with device_at(tmp_path, desk) as device:
+        for order, (version, data) in enumerate((("1", one), ("2", two)), 1):
+            await device.executor.accept(desk.order(desk.release(version, data)))
+            await device.finished(order)
+        slot = next(s for s in ("a", "b") if device.slots.model_path(MODEL, s).read_bytes() == two)
+        path = device.slots.model_path(MODEL, slot)
+    path.write_bytes(two[:-1] + b"!")
+    desk.faults[digest_of(two)] = "missing"
+    async with device_at(tmp_path, desk) as device:
+        assert await device.ask() == ("1", True)
+        desk.faults.clear()
+        await eventually(lambda: device.model and device.model.running == "2", "the release is back")
+        assert device.slots.verify
+
+
+async def test_orders_that_must_not_be_followed_are_refused(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    release = desk.release("1", real_models[0].read_bytes())
+    async with device_at(tmp_path, desk) as device:
+        first = desk.order(release)
+        assert await device.executor.accept(first)
+        await device.finished(1)
+        assert not await device.executor.accept(first)
+        assert device.executor.standing().refused == ""
+        for envelope, why in (
+            (desk.order(generation=1), "not above"),
+            (desk.order(release, device=type(DEVICE)("dev-2")), "dev-2"),
+            (first.replace(b"desired", b"desirex"), "signed as"),
+            (Signer.generate().sign("application/vnd.edgeferry.desired+json", b"{}"), "signature"),
+            (b"garbage", "envelope"),
+        ):
+            assert not await device.executor.accept(envelope)
+            assert why in device.executor.standing().refused
+        assert await device.ask() == ("1", True)
+        assert await device.executor.accept(desk.order(release))
+        assert device.executor.standing().refused == ""
+
+
+async def test_a_model_that_leaves_the_order_is_retired(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    async with device_at(tmp_path, desk) as device:
+        await device.executor.accept(desk.order(desk.release("1", real_models[0].read_bytes())))
+        await device.finished(1)
+        await device.executor.accept(desk.order())
+        await eventually(lambda: not device.server.models(), "nothing is served")
+        await eventually(lambda: not list((tmp_path / "models").rglob("*.onnx")), "its files are gone")
+        assert device.executor.standing().held == ()
+
+
+async def test_a_newer_order_takes_over_during_a_download_and_during_probation(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    one, two = (path.read_bytes() for path in real_models)
+    three = recalibrated(real_models[0])
+    async with device_at(tmp_path, desk) as device:
+        stuck = desk.release("1", one)
+        desk.faults[stuck.artifact.digest] = "truncate"
+        await device.executor.accept(desk.order(stuck))
+        await eventually(lambda: device.model and device.model.detail, "the download is stuck")
+        await device.executor.accept(desk.order(desk.release("2", two)))
+        assert (await device.finished(2)).outcome == "succeeded"
+        await device.executor.accept(desk.order(desk.release("3", three, probation_s=3600.0)))
+        await eventually(lambda: device.model and device.model.phase == "probation", "probation")
+        assert await device.ask() == ("3", True)
+        await device.executor.accept(desk.order(desk.release("2", two)))
+        update = await device.finished(4)
+        assert (update.outcome, update.version, update.strategy) == ("succeeded", "2", "none")
+        await eventually(lambda: device.server.models()[0].version == "2", "the proven release is back")
+        assert await device.ask() == ("2", True)
