@@ -16,9 +16,9 @@ from common.artifact import ArtifactRef
 from common.errors import IntegrityFailure, Unavailable
 from edge_agent.fetch.pace import Pace
 from edge_agent.fetch.partial import Partial
+from edge_agent.fetch.problems import PROBLEM_BYTES_MAX, problem_error
 from edge_agent.fetch.resume import fetch_by
 from edge_agent.fetch.transfer import FetchLimits, OnProgress, Transfer
-from edge_agent.problems import PROBLEM_BYTES_MAX, problem_error
 
 BLOCK_BYTES = 256 * 1024
 """Bytes are written in blocks of at most this size: all that a killed download has to fetch twice."""

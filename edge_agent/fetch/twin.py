@@ -13,7 +13,7 @@ from common.errors import FerryError, IntegrityFailure, Unavailable
 from common.ids import DeviceId
 from common.trust import ENVELOPE_BYTES_MAX
 from common.wire import ReportedState, encode
-from edge_agent.problems import PROBLEM_BYTES_MAX, problem_error
+from edge_agent.fetch.problems import PROBLEM_BYTES_MAX, problem_error
 
 REQUEST_TIMEOUT_S = 30.0
 

@@ -1,0 +1,166 @@
+"""`ferry-agent`: join a fleet, run, and look at what runs.
+
+Messages go to stderr, results to stdout. The exit status is 0 when it went well, 1 when it did not (one sentence says
+what, and what to do), 2 for a command line or a setting that cannot be.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import msgspec
+
+from common.errors import FerryError, InvalidInput
+from edge_agent.config import AgentSettings, all_settings, load_settings
+
+if TYPE_CHECKING:
+    from edge_agent.identity import Identity
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EVERYWHERE = ("data", "ca_file", "log_level")
+"""The settings that are flags of every command; `run` takes them all."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that `arguments` (by default the program's own) name; returns the exit status."""
+    options = make_parser().parse_args(arguments)
+    try:
+        settings = load_settings(vars(options), os.environ, options.config)
+    except InvalidInput as error:
+        return _fail(error, EXIT_USAGE)
+    try:
+        status: int = options.command(options, settings)
+    except FerryError as error:
+        return _fail(error, EXIT_FAILURE)
+    return status
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="ferry-agent", description="Runs models on this device, as its fleet says.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    join = commands.add_parser("join", help="make this device a member of a fleet")
+    join.add_argument("join_string", metavar="JOIN_STRING", help="the line that `ferry device token create` printed")
+    join.add_argument("--name", help="the device's id (default: the controller chooses one)")
+    join.add_argument(
+        "--label", metavar="K=V", action="append", default=[], type=_label, help="a fact for selectors; may be repeated"
+    )
+    join.add_argument("--force", action="store_true", help="leave the fleet that this device is in")
+    run = commands.add_parser("run", help="run until SIGTERM or SIGINT")
+    run.add_argument(
+        "--ready-file",
+        metavar="PATH",
+        type=Path,
+        help="write {device, pid, inference_url, started_at} as JSON here once the agent serves; removed at the end",
+    )
+    status = commands.add_parser("status", help="show what this device runs")
+    status.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how (default: table)")
+    for command, function in ((join, _join), (run, _run), (status, _status)):
+        command.set_defaults(command=function)
+        command.add_argument("--config", metavar="FILE", default="", help="settings in TOML (default: DATA/agent.toml)")
+        _add_settings(command, everything=command is run)
+    return parser
+
+
+def _add_settings(command: argparse.ArgumentParser, *, everything: bool) -> None:
+    for setting in all_settings():
+        if everything or setting.name in EVERYWHERE:
+            text = setting.description.replace("%", "%%").replace("`", "")
+            command.add_argument(setting.flag, metavar=setting.name.rpartition("_")[2].upper(), help=text)
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
+def _join(options: argparse.Namespace, settings: AgentSettings) -> int:
+    from edge_agent.enrol import join
+    from edge_agent.machine import capabilities
+    from edge_agent.running import sole_user
+
+    with sole_user(settings.data):
+        identity = asyncio.run(
+            join(
+                options.join_string,
+                settings.data,
+                capabilities=capabilities(settings),
+                name=options.name,
+                labels=dict(options.label),
+                force=options.force,
+                ca_file=settings.ca_file,
+            )
+        )
+    _say(f"joined {identity.controller_url} as {identity.device}; start it with `ferry-agent run`", sys.stderr)
+    _say(identity.device, sys.stdout)
+    return 0
+
+
+def _run(options: argparse.Namespace, settings: AgentSettings) -> int:
+    import uvloop
+
+    from common.observability import otlp_endpoint, setup_logging, setup_tracing
+    from edge_agent.identity import load_identity
+    from edge_agent.running import sole_user
+
+    identity = load_identity(settings.data)
+    setup_logging(settings.log_level)
+    with sole_user(settings.data):
+        tracing = setup_tracing("ferry-agent", identity.device, otlp_endpoint(settings.otlp_endpoint))
+        try:
+            uvloop.run(_serve(settings, identity, options.ready_file))
+        finally:
+            tracing.shutdown()
+    return 0
+
+
+async def _serve(settings: AgentSettings, identity: "Identity", ready_file: Path | None) -> None:
+    """Run the agent until it is told to stop."""
+    from edge_agent.app import Agent
+    from edge_agent.running import Run, announced
+
+    agent = Agent(settings, identity)
+    told_to_stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
+    await agent.start()
+    try:
+        run = Run(device=identity.device, pid=os.getpid(), inference_url=agent.inference_url, started_at=time.time())
+        with announced(settings.data, run, ready_file):
+            _say(f"{run.device} answers at {run.inference_url}", sys.stderr)
+            await told_to_stop.wait()
+    finally:
+        await agent.stop()
+
+
+def _status(options: argparse.Namespace, settings: AgentSettings) -> int:
+    from edge_agent.identity import load_identity
+    from edge_agent.status import as_table, read_status
+
+    status = asyncio.run(read_status(settings.data, load_identity(settings.data)))
+    table = options.output == "table"
+    _say(as_table(status) if table else msgspec.json.format(msgspec.json.encode(status)).decode(), sys.stdout)
+    return 0
+
+
+def _fail(error: FerryError, status: int) -> int:
+    _say(f"ferry-agent: {error}", sys.stderr)
+    return status
+
+
+def _say(text: str, stream: TextIO) -> None:
+    stream.write(f"{text}\n")
+    stream.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

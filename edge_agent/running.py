@@ -1,0 +1,91 @@
+"""Who runs on a data folder: one agent at a time, and where it answers.
+
+`agent.lock` is locked (flock) by whoever works on the folder, so the kernel frees it however that program ends; it
+holds the process id, for people. `run.json` says where the running agent answers; it may be left over from one that was
+killed, so it is believed only while the lock is held.
+"""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from common.durable import write_file
+from common.errors import Conflict, InvalidInput
+from common.ids import DeviceId
+
+LOCK_FILE = "agent.lock"
+RUN_FILE = "run.json"
+FOLDER_MODE = 0o700
+LOCK_WAIT_S = 1.0
+LOCK_POLL_S = 0.05
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """A running agent; also what `--ready-file` gets."""
+
+    device: DeviceId
+    pid: int
+    inference_url: str
+    started_at: float
+
+
+@contextlib.contextmanager
+def sole_user(data: Path) -> Iterator[None]:
+    """Hold the data folder (made if need be) for the block; `Conflict` while another program does."""
+    try:
+        data.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
+        descriptor = os.open(data / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        fix = "choose a folder that this user can write, with --data"
+        raise InvalidInput(f"cannot write to {data}: {error.strerror}", field="data", fix=fix) from error
+    with os.fdopen(descriptor, "r+") as lock:
+        _lock(lock, data)
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+def _lock(lock: IO[str], data: Path) -> None:
+    """Take the lock, waiting a moment: `find_run` holds it for an instant, and an old agent may be on its way out."""
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                fix = "stop it first, or use another --data folder"
+                raise Conflict(f"an agent (process {lock.read().strip() or '?'}) uses {data}", fix=fix) from error
+        time.sleep(LOCK_POLL_S)
+
+
+@contextlib.contextmanager
+def announced(data: Path, run: Run, ready_file: Path | None) -> Iterator[None]:
+    """Tell where the agent answers, for the time of the block."""
+    files = [data / RUN_FILE, *([ready_file] if ready_file else [])]
+    for file in files:
+        write_file(file, msgspec.json.encode(run))
+    try:
+        yield
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
+
+
+def find_run(data: Path) -> Run | None:
+    """The agent that runs on the folder now, if one does."""
+    try:
+        with (data / LOCK_FILE).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+            return msgspec.json.decode((data / RUN_FILE).read_bytes(), type=Run)
+    except FileNotFoundError:
+        pass
+    return None
