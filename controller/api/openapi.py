@@ -53,7 +53,7 @@ def operation_id(route: Route) -> str:
 
 def _anything(kind: type) -> dict[str, Any]:
     if kind is object:
-        return {}
+        return {"description": "any JSON value"}  # msgspec takes an empty schema for none
     raise NotImplementedError
 
 

@@ -1,0 +1,124 @@
+"""`ferry release`: publish models, look at them, compare two."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from common.ids import ReleaseRef
+from controller.cli.connection import connected
+from controller.cli.output import Output, size, table, when
+from controller.cli.values import duration, parse_variants
+
+if TYPE_CHECKING:
+    from controller.client import FerryClient, Progress
+    from controller.resources import ReleaseView
+
+GARBAGE_AGE = "1h"
+
+
+@click.group("release")
+def release() -> None:
+    """Publish, list, show and compare releases."""
+
+
+@release.command("publish")
+@click.argument("name", metavar="NAME@VERSION")
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--variant", "variants", multiple=True, metavar="NAME=FILE", help="A build for a kind of device.")
+@connected
+def publish(ferry: "FerryClient", output: Output, name: str, file: Path | None, variants: tuple[str, ...]) -> None:
+    """Upload FILE (the variant `default`) and publish it as NAME@VERSION, for good."""
+    ref, files = ReleaseRef.parse(name), parse_variants(file, variants)
+    with _upload_progress(str(ref)) as progress:
+        view, created = ferry.publish(ref.model, ref.version, files, progress)
+    click.echo(f"{ref} {'is published' if created else 'was published before, with the same bytes'}", err=True)
+    output.item(view, _COLUMNS, lambda one: one.name)
+
+
+@release.command("list")
+@click.option("--model", metavar="NAME", help="Only this model.")
+@connected
+def list_(ferry: "FerryClient", output: Output, model: str | None) -> None:
+    """List releases."""
+    output.items(ferry.releases(model), _COLUMNS, lambda one: one.name)
+
+
+@release.command("show")
+@click.argument("name", metavar="NAME@VERSION")
+@connected
+def show(ferry: "FerryClient", output: Output, name: str) -> None:
+    """Show a release: its files, its inputs and outputs."""
+    view = ferry.release(ReleaseRef.parse(name))
+    output.item(view, _COLUMNS, lambda one: one.name)
+    if output.is_table:
+        click.echo()
+        click.echo(table(_tensor_rows(view)))
+
+
+@release.command("diff")
+@click.argument("old", metavar="OLD")
+@click.argument("new", metavar="NEW")
+@connected
+def diff(ferry: "FerryClient", output: Output, old: str, new: str) -> None:
+    """Compare release OLD with release NEW: files, sizes, tensors, and the patches known between them."""
+    from controller.cli.comparison import compare, comparison_rows, tensor_rows
+
+    before, after = (ferry.release(ReleaseRef.parse(name)) for name in (old, new))
+    targets = {variant.artifact.digest for variant in after.manifest.variants.values()}
+    patches = [patch for target in sorted(targets) for patch in ferry.patches(target)]
+    comparison = compare(before, after, patches)
+    if not output.is_table:
+        output.document(comparison)
+        return
+    click.echo(table(comparison_rows(comparison)))
+    changes = tensor_rows(comparison)
+    click.echo("\n" + (table(changes) if changes else "inputs and outputs are the same"))
+
+
+@release.command("gc")
+@click.option("--min-age", type=duration, default=GARBAGE_AGE, show_default=True, help="Leave younger blobs alone.")
+@connected
+def collect(ferry: "FerryClient", output: Output, min_age: float) -> None:
+    """Remove files that no release and no patch needs."""
+    collected = ferry.collect_garbage(min_age)
+    columns = {"REMOVED": lambda one: str(one.count), "BYTES": lambda one: size(one.bytes)}
+    output.item(collected, columns, lambda one: str(one.count))
+
+
+_COLUMNS = {
+    "RELEASE": lambda one: one.name,
+    "VARIANTS": lambda one: ",".join(one.manifest.variants),
+    "SIZE": lambda one: ",".join(size(variant.artifact.size) for variant in one.manifest.variants.values()),
+    "PUBLISHED": lambda one: when(one.published_at),
+    "BY": lambda one: one.published_by,
+}
+
+
+def _tensor_rows(view: "ReleaseView") -> list[list[str]]:
+    rows = [["VARIANT", "FILE", "TENSOR", "TYPE", "SHAPE"]]
+    for name, variant in view.manifest.variants.items():
+        (file,) = variant.files
+        for kind, tensors in (("in", variant.inputs), ("out", variant.outputs)):
+            rows += [[name, file, f"{kind} {one.name}", one.datatype, str(list(one.shape))] for one in tensors]
+    return rows
+
+
+@contextlib.contextmanager
+def _upload_progress(title: str) -> Iterator["Progress | None"]:
+    """A bar on a terminal's stderr, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    bar = Progress(
+        TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=Console(stderr=True)
+    )
+    with bar:
+        task = bar.add_task(title)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
