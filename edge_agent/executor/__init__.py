@@ -5,8 +5,8 @@ work (`acquire`: get and build; `trial`: load, watch, probe) runs beside it as a
 machine says `Cancel`, the task's end is awaited and its event dropped, so a late result is never taken for a new one.
 """
 
-from edge_agent.executor.executor import Executor
+from edge_agent.executor.executor import Executor, Standing
 from edge_agent.executor.lane import Lane
 from edge_agent.executor.parts import Parts, UpdateLimits
 
-__all__ = ["Executor", "Lane", "Parts", "UpdateLimits"]
+__all__ = ["Executor", "Lane", "Parts", "Standing", "UpdateLimits"]

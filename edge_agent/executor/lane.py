@@ -130,22 +130,22 @@ class Lane:
 
     def _work_for(self, effect: ev.Effect) -> Work | None:
         parts, model = self._parts, self.state.model
+        work: Work | None = None
         match effect:
             case ev.Fetch(target=target, source=source):
                 self._downloads |= _downloads(target, source)
-                return self._acquire().fetch(self.state, source)
+                work = self._acquire().fetch(self.state, source)
             case ev.Build(source=source, slot=slot):
-                return self._acquire().build(self.state, source, slot)
+                work = self._acquire().build(self.state, source, slot)
             case ev.Warm(candidate=candidate):
-                return self._warm(candidate)
+                work = self._warm(candidate)
             case ev.Watch(probation_s=probation_s):
-                return trial.watch(parts, model, self._switched_at, probation_s)
+                work = trial.watch(parts, model, self._switched_at, probation_s)
             case ev.Probe():
-                return trial.probe(parts, model)
+                work = trial.probe(parts, model)
             case ev.Wait(attempt=attempt):
-                return self._wait(attempt)
-            case _:
-                return None
+                work = self._wait(attempt)
+        return work
 
     def _acquire(self) -> Acquisition:
         """The acquisition of the update under way; it lives as long as the update."""

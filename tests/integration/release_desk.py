@@ -1,7 +1,7 @@
-"""A small controller for the agent's tests: it signs orders and manifests, and serves blobs over real HTTP, with faults.
+"""A small controller for the agent's tests: it signs orders and manifests and serves blobs over real HTTP, with faults.
 
-`faults` maps a digest to what is wrong with it: `tamper` flips a byte, `truncate` sends half and closes, `missing` is 404,
-`break_once` sends half of the first answer and closes. `sent` counts the bytes that left for each digest.
+`faults` maps a digest to what is wrong with it: `tamper` flips a byte, `truncate` sends half and closes, `missing` is
+404, `break_once` sends half of the first answer and closes. `sent` counts the bytes that left for each digest.
 """
 
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What a device goes through on its way from order to running model, with real files, HTTP, ONNX Runtime and patches."""
+"""What a device goes through from order to running model, with real files, HTTP, ONNX Runtime and patches."""
 
 import asyncio
 import random
@@ -19,7 +19,7 @@ from edge_agent.fetch import FetchLimits, make_fetcher, open_session
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import Journal
-from edge_agent.slots import Slots
+from edge_agent.slots import SLOTS, Slots
 from edge_agent.telemetry.recorder import Recorder
 from tests.conftest import eventually
 from tests.integration.release_desk import DEVICE, MODEL, ReleaseDesk, fails_on, recalibrated
@@ -310,7 +310,7 @@ async def test_a_damaged_slot_is_noticed_at_start_and_fetched_again(
         for order, (version, data) in enumerate((("1", one), ("2", two)), 1):
             await device.executor.accept(desk.order(desk.release(version, data)))
             await device.finished(order)
-        slot = next(s for s in ("a", "b") if device.slots.model_path(MODEL, s).read_bytes() == two)
+        slot = next(slot for slot in SLOTS if device.slots.model_path(MODEL, slot).read_bytes() == two)
         path = device.slots.model_path(MODEL, slot)
     path.write_bytes(two[:-1] + b"!")
     desk.faults[digest_of(two)] = "missing"
@@ -318,7 +318,7 @@ async def test_a_damaged_slot_is_noticed_at_start_and_fetched_again(
         assert await device.ask() == ("1", True)
         desk.faults.clear()
         await eventually(lambda: device.model and device.model.running == "2", "the release is back")
-        assert device.slots.verify
+        assert await device.ask() == ("2", True)
 
 
 async def test_orders_that_must_not_be_followed_are_refused(

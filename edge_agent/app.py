@@ -1,0 +1,148 @@
+"""The agent put together: the only place that knows all of its parts.
+
+The order of the start is the point. First the journal and the slots, then what is installed is served and the inference
+API listens, and only then the network is tried: a device without one answers just the same.
+"""
+
+import contextlib
+import random
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from common.clock import Clock, SystemClock
+from edge_agent.broker import AgentLink
+from edge_agent.config import AgentSettings, parse_listen
+from edge_agent.conversation import Conversation, Rhythm
+from edge_agent.executor import Executor, Parts, Standing
+from edge_agent.fetch import DesiredPoll, make_fetcher, open_session
+from edge_agent.fetch.session import tls_context
+from edge_agent.identity import Identity
+from edge_agent.inference.http import inference_app, serve
+from edge_agent.inference.ort import OrtEngine
+from edge_agent.inference.serving import ModelServer
+from edge_agent.journal import FILE_NAME, Journal
+from edge_agent.machine import capabilities
+from edge_agent.slots import Slots
+from edge_agent.telemetry.recorder import Recorder
+from edge_agent.telemetry.spool import Spool
+from edge_agent.vitals import Vitals
+
+SPOOL_FILE = "telemetry.db"
+EPOCH = "epoch"
+"""The journal's name for the number of connections."""
+
+
+class Agent:
+    """One device's agent. `start` returns when it serves; `stop` leaves everything ready for the next start."""
+
+    def __init__(self, settings: AgentSettings, identity: Identity, clock: Clock | None = None) -> None:
+        self._settings = settings
+        self._identity = identity
+        self._clock = clock or SystemClock()
+        self._chance = random.Random()  # noqa: S311 (jitter, no secret)
+        self._running = contextlib.AsyncExitStack()
+        self._conversation: Conversation | None = None
+        self._standing: Callable[[], Standing] | None = None
+        self._connected = False
+        self.inference_url = ""
+
+    async def start(self) -> None:
+        """Serve what is installed, listen, then connect. On failure everything that was started is stopped again."""
+        async with contextlib.AsyncExitStack() as running:
+            await self._start(running)
+            self._running = running.pop_all()
+
+    async def stop(self) -> None:
+        """Stop everything, last started first: requests under way are answered, the journal is closed last."""
+        await self._running.aclose()
+
+    def status(self) -> dict[str, Any]:
+        """What `GET /status` on the inference API tells."""
+        standing: dict[str, Any] = msgspec.to_builtins(self._standing()) if self._standing else {}
+        return {"device": self._identity.device, "connected": self._connected, **standing}
+
+    async def _start(self, running: contextlib.AsyncExitStack) -> None:
+        settings, identity, clock = self._settings, self._identity, self._clock
+        journal = Journal(settings.data / FILE_NAME)
+        running.callback(journal.close)
+        spool = Spool(settings.data / SPOOL_FILE, bytes_max=settings.telemetry_bytes_max)
+        running.callback(spool.close)
+        recorder = Recorder(clock.now())
+        server = ModelServer(OrtEngine(), recorder, clock)
+        running.push_async_callback(server.close)
+        session = await running.enter_async_context(open_session(identity.device_token, settings.ca_file))
+        link = self._make_link(journal)
+        parts = Parts(
+            journal=journal,
+            slots=Slots(settings.data, reserve_bytes=settings.disk_reserve_bytes),
+            fetcher=make_fetcher(identity.controller_url, session, link, settings.fetch_limits(), clock),
+            server=server,
+            clock=clock,
+            chance=self._chance,
+            keys=identity.signing_keys,
+            changed=self._changed,
+        )
+        executor = Executor(parts, identity.device)
+        self._standing = executor.standing
+
+        await executor.start()
+        running.push_async_callback(executor.stop)
+        runner, self.inference_url = await serve(
+            inference_app(server, self.status), *parse_listen(settings.inference_listen)
+        )
+        running.push_async_callback(runner.cleanup)
+        await link.start()
+        running.push_async_callback(link.stop)
+        self._conversation = Conversation(
+            identity.device,
+            link=link,
+            poll=DesiredPoll(identity.controller_url, identity.device, session),
+            executor=executor,
+            journal=journal,
+            recorder=recorder,
+            spool=spool,
+            vitals=Vitals(settings.data, clock),
+            clock=clock,
+            chance=self._chance,
+            rhythm=self._rhythm(),
+        )
+        self._conversation.start()
+        running.push_async_callback(self._conversation.stop)
+
+    def _make_link(self, journal: Journal) -> AgentLink:
+        settings, identity = self._settings, self._identity
+        return AgentLink(
+            identity,
+            on_desired=self._take_order,
+            epoch_source=lambda: journal.count(EPOCH),
+            capabilities=lambda: capabilities(settings, self.inference_url),
+            clock=self._clock,
+            on_connection=self._line_changed,
+            tls=tls_context(settings.ca_file) if identity.broker.url.startswith("mqtts:") else None,
+            uniform=self._chance.random,
+        )
+
+    def _rhythm(self) -> Rhythm:
+        settings, identity = self._settings, self._identity
+        return Rhythm(
+            heartbeat_s=settings.heartbeat_s or identity.heartbeat_s,
+            telemetry_s=settings.telemetry_s,
+            poll_s=settings.poll_s or identity.poll_s,
+        )
+
+    # Link, executor and conversation know each other; these three let each be made before the last of them is.
+
+    async def _take_order(self, envelope: bytes) -> None:
+        if self._conversation is not None:
+            await self._conversation.take_order(envelope)
+
+    def _line_changed(self, connected: bool) -> None:
+        self._connected = connected
+        if self._conversation is not None:
+            self._conversation.line_changed(connected)
+
+    def _changed(self) -> None:
+        if self._conversation is not None:
+            self._conversation.changed()

@@ -1,0 +1,205 @@
+"""What the agent and its controller tell each other, and when: four loops that never end.
+
+- report: after every change, the newest state and no older one; over MQTT, over HTTP while MQTT is down.
+- heartbeat: each `heartbeat_s` while MQTT is up.
+- telemetry: each `telemetry_s` the windows are cut and spooled; they leave the spool when the broker has them.
+- poll: each `poll_s`, and at once when MQTT goes, for an order that MQTT did not bring. Almost every answer is 304.
+
+Orders from MQTT and from polls go the same way. Trouble on the way is waited for here and never stops the serving.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine
+
+import msgspec
+
+from common.backoff import Backoff
+from common.clock import Clock
+from common.errors import FerryError
+from common.ids import DeviceId
+from common.wire import ReportedState, Telemetry
+from common.wire.messages import WINDOWS_PER_MESSAGE_MAX
+from edge_agent.broker import AgentLink
+from edge_agent.executor import Executor
+from edge_agent.fetch import DesiredPoll, Envelope
+from edge_agent.journal import Journal
+from edge_agent.telemetry.recorder import Recorder
+from edge_agent.telemetry.spool import Spool
+from edge_agent.vitals import Vitals
+
+logger = logging.getLogger(__name__)
+
+NOT_MODIFIED = "not_modified"
+"""The journal's name for the number of polls that were answered 304."""
+
+POLL_SPREAD = 0.25
+"""Polls come up to this share early or late, so that a fleet that started together does not ask together."""
+
+
+class Rhythm(msgspec.Struct, frozen=True, kw_only=True):
+    """How often, in seconds."""
+
+    heartbeat_s: float
+    telemetry_s: float
+    poll_s: float
+    retry: Backoff = Backoff(base_s=1.0, cap_s=30.0)
+
+
+class Conversation:
+    """The loops. `changed` says that there is something new to report, `line_changed` that MQTT came or went."""
+
+    def __init__(
+        self,
+        device: DeviceId,
+        *,
+        link: AgentLink,
+        poll: DesiredPoll,
+        executor: Executor,
+        journal: Journal,
+        recorder: Recorder,
+        spool: Spool,
+        vitals: Vitals,
+        clock: Clock,
+        chance: random.Random,
+        rhythm: Rhythm,
+    ) -> None:
+        self._device = device
+        self._link = link
+        self._poll = poll
+        self._executor = executor
+        self._journal = journal
+        self._recorder = recorder
+        self._spool = spool
+        self._vitals = vitals
+        self._clock = clock
+        self._chance = chance
+        self._rhythm = rhythm
+        self._news = asyncio.Event()
+        self._ask_now = asyncio.Event()
+        self._flushing = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin all four loops."""
+        loops = (self._reports, self._heartbeats, self._telemetry, self._polls)
+        self._tasks = [asyncio.create_task(_for_ever(loop), name=loop.__name__.strip("_")) for loop in loops]
+        self._news.set()
+        self._ask_now.set()
+
+    async def stop(self) -> None:
+        """End the loops and put the last telemetry on the disk."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._keep_windows)
+
+    def changed(self) -> None:
+        """There is something new to report."""
+        self._news.set()
+
+    def line_changed(self, connected: bool) -> None:
+        """MQTT came or went. Coming: say what runs and let what waits try again. Going: ask over HTTP."""
+        if connected:
+            self._news.set()
+            self._executor.nudge()
+        else:
+            self._ask_now.set()
+
+    async def take_order(self, envelope: bytes) -> None:
+        """An order came over MQTT."""
+        await self._executor.accept(envelope)
+
+    async def _reports(self) -> None:
+        await self._news.wait()
+        self._news.clear()
+        attempt = 0
+        while not await self._report():
+            await asyncio.sleep(self._rhythm.retry.delay_s(attempt, self._chance.random()))
+            attempt += 1
+            self._news.clear()  # the next try says it all
+
+    async def _report(self) -> bool:
+        standing = self._executor.standing()
+        state = ReportedState(
+            device=self._device,
+            epoch=0,
+            seq=0,
+            sent_at=0.0,
+            generation=standing.generation,
+            models=standing.models,
+            held=standing.held,
+            refused=standing.refused,
+            traceparent=standing.traceparent,
+        )
+        try:
+            if self._link.connected:
+                await self._link.publish(state)
+            else:
+                await self._poll.report(self._link.stamp(state))
+        except FerryError as error:
+            logger.debug("could not report: %s", error)
+            return False
+        return True
+
+    async def _heartbeats(self) -> None:
+        if self._link.connected:
+            standing = self._executor.standing()
+            not_modified = await asyncio.to_thread(self._journal.number, NOT_MODIFIED)
+            heartbeat = self._vitals.heartbeat(self._device, standing.generation, standing.running, not_modified)
+            try:
+                await self._link.publish(heartbeat)
+            except FerryError as error:
+                logger.debug("could not send a heartbeat: %s", error)
+        await asyncio.sleep(self._rhythm.heartbeat_s)
+
+    async def _telemetry(self) -> None:
+        await asyncio.sleep(self._rhythm.telemetry_s)
+        try:
+            await asyncio.to_thread(self._keep_windows)
+            while self._link.connected and await self._send_windows():
+                pass
+        except FerryError as error:
+            logger.debug("telemetry stays on the disk: %s", error)
+
+    def _keep_windows(self) -> None:
+        self._spool.add(self._recorder.cut(self._clock.now()))
+
+    async def _send_windows(self) -> bool:
+        """One message of the oldest windows; whether there may be more."""
+        spooled = await asyncio.to_thread(self._spool.peek, WINDOWS_PER_MESSAGE_MAX)
+        if not spooled:
+            return False
+        windows = tuple(entry.window for entry in spooled)
+        await self._link.publish(Telemetry(device=self._device, epoch=0, seq=0, sent_at=0.0, windows=windows))
+        await asyncio.to_thread(self._spool.drop, [entry.id for entry in spooled])
+        return len(spooled) == WINDOWS_PER_MESSAGE_MAX
+
+    async def _polls(self) -> None:
+        spread = 1 + POLL_SPREAD * (2 * self._chance.random() - 1)
+        try:
+            async with asyncio.timeout(self._rhythm.poll_s * spread):
+                await self._ask_now.wait()
+        except TimeoutError:
+            pass
+        self._ask_now.clear()
+        try:
+            answer = await self._poll.poll(self._executor.etag)
+        except FerryError as error:
+            logger.info("no answer to a poll for orders: %s", error)
+            return
+        if isinstance(answer, Envelope):
+            await self._executor.accept(answer.data)
+        else:
+            await asyncio.to_thread(self._journal.count, NOT_MODIFIED)
+
+
+async def _for_ever(turn: Callable[[], Coroutine[None, None, None]]) -> None:
+    """One turn after another. A turn that breaks is our fault; the device must go on, but not spin."""
+    while True:
+        try:
+            await turn()
+        except Exception:  # logged with its trace: the one place where a loop's bug may end
+            logger.exception("a loop of the agent broke and goes on", extra={"loop": getattr(turn, "__name__", "")})
+            await asyncio.sleep(1.0)
