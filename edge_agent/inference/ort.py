@@ -1,6 +1,6 @@
 """ONNX Runtime behind the engine port.
 
-How sessions are made, and why (each was measured, see docs/explanation):
+How sessions are made, and why (each was measured):
 
 - from a path, because loading from bytes holds the GIL and stalls every other thread for the whole load;
 - one thread inside an operator and no spinning: parallelism comes from answering several requests at once, and two

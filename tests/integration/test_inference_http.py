@@ -3,7 +3,11 @@
 import asyncio
 import gzip
 import json
+import re
+import shutil
+import sys
 import zlib
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +32,7 @@ from edge_agent.telemetry.recorder import Recorder
 from tests.conftest import eventually
 from tests.integration.small_models import MODEL, Bench, adder, identity, nan_unless_zero, raises_unless_zero
 
+ROOT = Path(__file__).parent.parent.parent
 MAGIKA = ModelName("magika")
 LIMITS = HttpLimits(body_bytes_max=200_000, bodies_bytes_max=300_000)
 
@@ -371,3 +376,34 @@ async def test_a_later_release_is_served_to_the_same_connection(device: Device) 
     await device.bench.server.commit(MODEL)
     _, answer = await device.infer({"id": "a", "inputs": [ONE_ROW]})
     assert (answer["id"], answer["model_version"], answer["outputs"][0]["data"]) == ("a", "2", [3.0, 4.0, 5.0, 6.0])
+
+
+async def test_every_route_is_in_the_reference(device: Device) -> None:
+    page = (ROOT / "docs/reference/inference-api.md").read_text()
+    application = inference_app(device.bench.server, dict)
+    paths = {resource.canonical for resource in application.router.resources()}
+    documented = {path for path in paths if f" {path}`" in page or f"`{path}`" in page}
+    versioned = {path for path in paths if "/versions/{version}" in path}
+    loads = {path for path in paths if path.startswith("/v2/repository/models/")}
+    assert paths - documented - versioned - loads == set()
+    assert {path.replace("/versions/{version}", "") for path in versioned} <= documented
+    assert loads
+
+
+async def test_the_examples_of_the_how_to_page_work(magika: Magika) -> None:
+    if not shutil.which("curl"):
+        pytest.skip("the page's examples use curl, which is not installed")
+    page = (ROOT / "docs/how-to/call-a-model.md").read_text().replace("127.0.0.1:8500", magika.address)
+    blocks = re.findall(r"```(sh|python|json)\n(.*?)```", page, re.DOTALL)
+    printed = ""
+    for language, text in blocks:
+        if language == "json":  # what the block before it has printed
+            assert json.loads(printed).keys() == json.loads(text).keys()
+            continue
+        if text.startswith("pip "):
+            continue
+        command = ["bash", "-c", text] if language == "sh" else [sys.executable, "-c", text]
+        child = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=STDOUT)
+        printed = (await child.communicate())[0].decode()
+        assert child.returncode == 0, printed
+    assert len(blocks) == 6
