@@ -72,6 +72,23 @@ def test_a_graph_in_two_parts_is_merged_as_protobuf_says() -> None:
     assert [tensor.name for tensor in read(first + second).inputs] == ["x", "y"]
 
 
+def test_fields_that_nobody_knows_are_stepped_over() -> None:
+    model = model_bytes(inputs=[tensor_value("x", TensorProto.FLOAT, [1])])
+    fixed64, fixed32, varint, text = (
+        b"\xa1\x06" + b"\xff" * 8,
+        b"\xa5\x06" + b"\xff" * 4,
+        b"\xa0\x06\x01",
+        b"\xa2\x06\x02hi",
+    )
+    assert read(fixed64 + model + fixed32 + varint + text) == read(model)
+
+
+def test_a_part_that_reaches_out_of_the_part_it_lies_in_is_refused() -> None:
+    graph = b"\x12\x05abc"
+    error = refusal(b"\x3a" + bytes([len(graph)]) + graph + model_bytes())
+    assert "should reach to byte 9, but ends at byte 7" in error.message
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"not a model at all", b"\0" * 100, b"\xff" * 100, b"PK\x03\x04" + bytes(50), b"<html>no</html>"]
 )
