@@ -4,6 +4,7 @@ import random
 import resource
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from backports import zstd
 from common import delta
 from common.artifact.manifest import ArtifactRef
 from common.artifact.source import PIECE_BYTES, BytesSource
-from common.delta.layout import BLOCK, CODEC, HEADER, LITERAL_BYTES_MAX
+from common.delta.layout import BLOCK, CODEC, HEADER, LITERAL_BYTES_MAX, WINDOW_LOG
 from common.delta.matching import BLOCK_BYTES_MIN, BlockIndex, block_bytes_for, block_hashes, rolling_hashes
 from common.errors import IntegrityFailure
 from tests.patches import crafted_patch, patch_between, rebuilt, reference_to
@@ -202,7 +203,8 @@ def test_lengths_over_the_limits_are_refused(numbers: tuple[int, int, int, int])
 
 
 def test_a_decompression_bomb_is_stopped_at_the_promised_length() -> None:
-    compressor = zstd.ZstdCompressor()
+    window: dict[Any, int] = {zstd.CompressionParameter.window_log: WINDOW_LOG}
+    compressor = zstd.ZstdCompressor(options=window)
     bomb = b"".join(compressor.compress(bytes(2**20)) for _ in range(400)) + compressor.flush()
     hostile = with_literal_frame(bomb)
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
