@@ -2,7 +2,7 @@
 
 SQLite in WAL mode with full synchronisation: readers never wait for the writer, each read sees one snapshot, and what
 `write` has returned survives a power cut. All writes go through one thread (`writer`); reads run in a few threads, each
-on a read-only connection. The driver's own idea of transactions is switched off, because it commits behind savepoints.
+on a read-only connection. The driver's own idea of transactions is switched off: they begin and end where we say.
 Migrations run when the database is opened.
 """
 
@@ -153,7 +153,7 @@ def sqlite_engine(url: URL, begin: str, connections: int, pragmas: tuple[str, ..
     engine = sa.create_engine(url, poolclass=QueuePool, pool_size=connections, max_overflow=0)
 
     def prepare(connection: sqlite3.Connection, _record: Any) -> None:
-        connection.isolation_level = None  # no hidden BEGIN and COMMIT: they would break savepoints and snapshots
+        connection.isolation_level = None  # no hidden BEGIN: transactions are begun below
         for pragma in (f"busy_timeout = {BUSY_TIMEOUT_MS}", f"journal_size_limit = {WAL_BYTES_KEPT_MAX}", *pragmas):
             connection.execute(f"PRAGMA {pragma}").close()
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import sqlite3
 import stat
@@ -257,3 +258,9 @@ async def test_a_backup_with_the_sqlite_tool_is_complete(path: Path, store: Stor
 def test_the_port_can_be_imported_without_a_database_library() -> None:
     look = "import sys, controller.store, controller.store.port; sys.exit('sqlalchemy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", look], env=dict(os.environ), check=False).returncode == 0
+
+
+def test_every_table_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/storage.md").read_text()
+    documented = set(re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE))
+    assert documented == set(metadata.tables)
