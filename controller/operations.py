@@ -18,6 +18,7 @@ from common.trust import Signer
 from controller.devices import Device
 from controller.orders import make_order
 from controller.rollouts import commands
+from controller.rollouts.judgement import OPEN
 from controller.rollouts.model import Execution, ExecutionState, Rollout, RolloutSpec
 from controller.rollouts.patching import Lineage, PatchKey, wanted_patches
 from controller.rollouts.planner import (
@@ -112,6 +113,11 @@ def load_snapshot(tx: Transaction, rollout: Rollout, listening_since: float | No
         lineage=lineage,
         listening_since=listening_since,
     )
+
+
+def has_open_ends(tx: Transaction, rollout_id: str) -> bool:
+    """Whether devices that were told have not said how it ended."""
+    return any(execution.state in OPEN for execution in tx.rollouts.executions(rollout_id))
 
 
 def commit(

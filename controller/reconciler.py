@@ -14,6 +14,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from opentelemetry import trace
 from opentelemetry.trace import Status, StatusCode
@@ -23,9 +24,9 @@ from common.clock import Clock
 from common.errors import FerryError, Unavailable
 from common.observability import context_from, traceparent_of
 from common.trust import Signer
-from controller.operations import commit, load_snapshot
+from controller.operations import commit, has_open_ends, load_snapshot
 from controller.orders import decode_order, first_order
-from controller.rollouts.model import Rollout
+from controller.rollouts.model import TERMINAL_ROLLOUT_STATES, Rollout
 from controller.rollouts.planner import Action, RequestPatch, plan
 from controller.store.port import Order, Store, Transaction
 
@@ -33,6 +34,10 @@ STEPS_PER_PASS_MAX = 64
 """Steps of one rollout before its orders are sent and the other rollouts get their turn."""
 ORDERS_PER_DISPATCH_MAX = 256
 PUBLISHES_AT_ONCE_MAX = 32
+LATE_EVERY_S = 10.0
+"""How often rollouts that have ended are looked at for devices that came back late."""
+LATE_ROLLOUTS_MAX = 20
+"""The newest rollouts that are looked at then; in older ones, a device that never came back stays as it was."""
 PUBLISH_BACKOFF = Backoff(base_s=0.5, cap_s=15.0)
 
 logger = logging.getLogger(__name__)
@@ -69,6 +74,8 @@ class Reconciler:
         self._listening_since: float | None = clock.now()
         self._failed_dispatches = 0
         self._dispatch_not_before = 0.0
+        self._late_not_before = 0.0
+        self._closed: set[str] = set()
         self._wake = asyncio.Event()
         self._stopping = False
 
@@ -104,6 +111,7 @@ class Reconciler:
         try:
             rollouts = await self._store.read(lambda tx: tx.rollouts.active())
             unfinished = [await self._advance(rollout) for rollout in rollouts]
+            await self._hear_latecomers()
             return await self.dispatch() or any(unfinished)
         except FerryError as error:
             logger.warning("cannot reconcile: %s", error)
@@ -136,6 +144,19 @@ class Reconciler:
             logger.warning("rollout %s: %s", rollout.id, error, extra={"rollout": rollout.id})
             return False
         return True
+
+    async def _hear_latecomers(self) -> None:
+        """Take note of devices whose rollout has ended without them."""
+        if self._clock.monotonic() < self._late_not_before:
+            return
+        self._late_not_before = self._clock.monotonic() + LATE_EVERY_S
+        recent = await self._store.read(lambda tx: tx.rollouts.page("", LATE_ROLLOUTS_MAX))
+        ended = {rollout.id: rollout for rollout in recent if rollout.state in TERMINAL_ROLLOUT_STATES}
+        self._closed &= ended.keys()  # one that is being taken back after all is open again
+        for name in ended.keys() - self._closed:
+            await self._advance(ended[name])
+            if not await self._store.read(partial(has_open_ends, rollout_id=name)):
+                self._closed.add(name)
 
     async def _step(self, rollout: Rollout) -> None:
         with tracer.start_as_current_span("rollout.step", context_from(rollout.traceparent)) as span:

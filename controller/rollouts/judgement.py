@@ -14,6 +14,8 @@ from controller.rollouts.observation import is_straggler
 
 RESOLVED = frozenset({ExecutionState.SUCCEEDED, ExecutionState.FAILED})
 IN_FLIGHT = frozenset({ExecutionState.NOTIFIED, ExecutionState.IN_PROGRESS, ExecutionState.PROBATION})
+OPEN = IN_FLIGHT | {ExecutionState.REVERTING}
+"""Told, and not heard the end of."""
 OUT = frozenset({ExecutionState.CANCELED, ExecutionState.SUPERSEDED})
 """No longer part of the rollout."""
 

@@ -12,6 +12,7 @@ The rules, in the order in which they are applied:
    have resolved, bake, pass.
 4. A rollback orders every device that was ever told back to what it ran before, and ends when all that can be reached
    have obeyed; the others find the order when they come back.
+5. When a rollout has ended, devices that come back late are still heard, and nothing else is done.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +24,7 @@ from common.artifact.manifest import ReleaseManifest
 from common.ids import DeviceId, Version
 from common.wire.messages import MODELS_PER_DEVICE_MAX
 from controller.devices import Device
-from controller.rollouts.judgement import RESOLVED, Standing, budget_spent, has_evidence, standing
+from controller.rollouts.judgement import OPEN, RESOLVED, Standing, budget_spent, has_evidence, standing
 from controller.rollouts.lifecycle import (
     current_phase,
     judged_phase,
@@ -32,7 +33,15 @@ from controller.rollouts.lifecycle import (
     revised,
     with_queued_canceled,
 )
-from controller.rollouts.model import Execution, ExecutionState, OnFailure, PhaseState, Rollout, RolloutState
+from controller.rollouts.model import (
+    TERMINAL_ROLLOUT_STATES,
+    Execution,
+    ExecutionState,
+    OnFailure,
+    PhaseState,
+    Rollout,
+    RolloutState,
+)
 from controller.rollouts.observation import (
     REASON_SILENT,
     has_gone_silent,
@@ -120,7 +129,9 @@ def plan(snapshot: Snapshot, now: float) -> list[Action]:
 
 
 def watched(rollout: Rollout, executions: Iterable[Execution]) -> list[DeviceId]:
-    """The devices that a snapshot of this rollout must hold."""
+    """The devices that a snapshot of this rollout must hold: those whose news could still change something."""
+    if rollout.state in TERMINAL_ROLLOUT_STATES:
+        return [execution.device for execution in executions if execution.state in OPEN]
     if rollout.state in {RolloutState.PREPARING, RolloutState.ROLLING_BACK}:
         return [execution.device for execution in executions]
     index = current_phase(rollout)

@@ -66,7 +66,9 @@ class Harbour:
         self.clock = clock
         self.fleet = {name: SimulatedDevice(name, flaws) for name in DEVICES}
         self.published: list[Order] = []
+        self.retained: dict[DeviceId, DesiredState] = {}
         self.trouble = 0
+        self.away: set[DeviceId] = set()
         self.reconciler = self.new_reconciler()
 
     def new_reconciler(self) -> Reconciler:
@@ -78,7 +80,7 @@ class Harbour:
             raise Unavailable("the broker is away")
         payload = verify(order.envelope, DESIRED_PAYLOAD_TYPE, (SIGNER.public_key,))
         self.published.append(order)
-        self.fleet[order.device].follow(decode(payload, DesiredState))
+        self.retained[order.device] = decode(payload, DesiredState)
 
     async def prepare(self) -> None:
         """Two releases; a fleet that runs the first."""
@@ -100,9 +102,11 @@ class Harbour:
         """A second passes: one pass of the reconciler, and every device takes a step and reports."""
         await self.reconciler.reconcile()
         self.clock.time += 1
-        for device in self.fleet.values():
+        for device in self._present():
+            if device.id in self.retained:
+                device.follow(self.retained[device.id])
             device.step(self.clock.now())
-        await self.store.write(self._hear_fleet)
+        await self.store.write(self.hear_fleet)
 
     async def until(self, *states: RolloutState, crash_after: tuple[int, ...] = ()) -> Rollout:
         for number in range(PASSES_MAX):
@@ -123,14 +127,16 @@ class Harbour:
         executions = await self.store.read(lambda tx: tx.rollouts.executions("r1"))
         return {execution.device: execution.state for execution in executions}
 
-    def _hear_fleet(self, tx: Transaction) -> None:
+    def hear_fleet(self, tx: Transaction) -> None:
         now = self.clock.now()
-        for device in self.fleet.values():
-            if device.online:
-                apply_heartbeat(tx, device.id, device.heartbeat(now), now)
-                apply_reported(tx, device.id, device.report(now), now)
+        for device in self._present():
+            apply_heartbeat(tx, device.id, device.heartbeat(now), now)
+            apply_reported(tx, device.id, device.report(now), now)
         for patch in tx.patches.pending(100):
             tx.patches.put(replace(patch, state="not_worth"))
+
+    def _present(self) -> list[SimulatedDevice]:
+        return [device for device in self.fleet.values() if device.id not in self.away]
 
 
 def _publish(tx: Transaction, versions: Iterable[Version], now: float) -> None:
@@ -307,6 +313,39 @@ async def test_a_person_pauses_and_resumes(store: SqlStore) -> None:
     await world.until(RolloutState.SUCCEEDED)
 
 
+async def test_a_device_that_comes_back_after_the_end_is_still_heard(store: SqlStore) -> None:
+    world = await harbour(store)
+    late = world.fleet[DEVICES[0]]
+    world.away.add(late.id)
+    await world.create(straggler_s=5)
+    await world.until(RolloutState.SUCCEEDED)
+    assert (await world.states())[late.id] is ExecutionState.NOTIFIED
+    world.away.clear()
+    for _ in range(30):
+        await world.turn()
+    assert (await world.states())[late.id] is ExecutionState.SUCCEEDED
+    assert late.running == V2
+
+
+async def test_a_device_that_was_away_during_a_rollback_goes_back_later(store: SqlStore) -> None:
+    world = await harbour(store, {V2: Flaw.UNHEALTHY})
+    late = world.fleet[DEVICES[0]]
+    await world.create()
+    while (await world.states())[late.id] is ExecutionState.QUEUED:
+        await world.turn()
+    world.away.add(late.id)
+    await store.write(lambda tx: apply_presence(tx, late.id, late.death(0), world.clock.now()))
+    rollout = await world.until(RolloutState.ROLLED_BACK)
+    assert "1 unreachable" in rollout.reason
+    assert (await world.states())[late.id] is ExecutionState.REVERTING
+    world.away.clear()
+    await store.write(lambda tx: apply_presence(tx, late.id, late.birth(0), world.clock.now()))
+    for _ in range(30):
+        await world.turn()
+    assert (await world.states())[late.id] is ExecutionState.ROLLED_BACK
+    assert late.running == V1
+
+
 async def test_an_order_continues_the_trace_of_its_rollout(store: SqlStore) -> None:
     world = await harbour(store)
     tracer = TracerProvider().get_tracer("test")
@@ -326,7 +365,7 @@ async def test_the_loop_runs_when_nudged_and_stops(store: SqlStore) -> None:
     await world.create()
     async with asyncio.timeout(20):
         while len({order.device for order in world.published if order.generation == 2}) < len(DEVICES):
-            await store.write(world._hear_fleet)
+            await store.write(world.hear_fleet)
             reconciler.nudge()
             await asyncio.sleep(0.01)
         reconciler.stop()
