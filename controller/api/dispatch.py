@@ -59,7 +59,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def _broken_off(request: web.Request) -> web.StreamResponse | None:
     """Cut the connection if the answer has begun: a problem document inside a body would be taken for data."""
-    response: web.StreamResponse | None = request.get(STREAMING)
+    response = request.get(STREAMING)
     if response is not None and request.transport is not None:
         request.transport.abort()
     return response

@@ -28,7 +28,9 @@ H = TypeVar("H", bound=Callable[..., Awaitable[Any]])
 
 JSON = "application/json"
 NAME_CHARS_MAX = 64
-STREAMING = "streaming response"
+STREAMING = web.RequestKey("streaming", web.StreamResponse)
+"""The answer of a request whose head has been sent."""
+
 MUTATING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
