@@ -46,7 +46,7 @@ class Expression:
             result = self._program.execute(dict(facts))
         except KeyError:
             return False
-        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        except (ValueError, TypeError, RuntimeError, ArithmeticError, IndexError) as error:
             fix = "compare text with text and numbers with numbers" if isinstance(error, TypeError) else FIX_READ_DOCS
             raise InvalidInput(_sentence(error), field=self._field, fix=fix) from error
         if not isinstance(result, bool):
