@@ -46,21 +46,21 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="ferry-agent", description="Runs models on this device, as its fleet says.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    join = commands.add_parser("join", help="make this device a member of a fleet")
+    join = commands.add_parser("join", allow_abbrev=False, help="make this device a member of a fleet")
     join.add_argument("join_string", metavar="JOIN_STRING", help="the line that `ferry device token create` printed")
     join.add_argument("--name", help="the device's id (default: the controller chooses one)")
     join.add_argument(
         "--label", metavar="K=V", action="append", default=[], type=_label, help="a fact for selectors; may be repeated"
     )
     join.add_argument("--force", action="store_true", help="leave the fleet that this device is in")
-    run = commands.add_parser("run", help="run until SIGTERM or SIGINT")
+    run = commands.add_parser("run", allow_abbrev=False, help="run until SIGTERM or SIGINT")
     run.add_argument(
         "--ready-file",
         metavar="PATH",
         type=Path,
         help="write {device, pid, inference_url, started_at} as JSON here once the agent serves; removed at the end",
     )
-    status = commands.add_parser("status", help="show what this device runs")
+    status = commands.add_parser("status", allow_abbrev=False, help="show what this device runs")
     status.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how (default: table)")
     for command, function in ((join, _join), (run, _run), (status, _status)):
         command.set_defaults(command=function)
@@ -73,7 +73,7 @@ def _add_settings(command: argparse.ArgumentParser, *, everything: bool) -> None
     for setting in all_settings():
         if everything or setting.name in EVERYWHERE:
             text = setting.description.replace("%", "%%").replace("`", "")
-            command.add_argument(setting.flag, metavar=setting.name.rpartition("_")[2].upper(), help=text)
+            command.add_argument(setting.flag, metavar="VALUE", help=text)
 
 
 def _label(text: str) -> tuple[str, str]:

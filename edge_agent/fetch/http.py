@@ -47,7 +47,7 @@ class HttpFetcher:
                 await self._read(response, partial, on_progress)
         except TimeoutError as error:
             raise Unavailable("the controller stopped sending, or the link is too slow", fix="trying again") from error
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, ConnectionError) as error:
             raise Unavailable(f"the download broke off: {error or type(error).__name__}", fix="trying again") from error
 
     def _request(self, partial: Partial) -> "aiohttp.client._RequestContextManager":
@@ -62,7 +62,8 @@ class HttpFetcher:
         elif response.status == HTTPStatus.OK:
             if response.content_length not in {None, partial.ref.size}:
                 raise IntegrityFailure(f"{response.content_length} bytes offered, {partial.ref.size} promised")
-            partial.restart()
+            if partial.size:
+                partial.restart()
         elif response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise IntegrityFailure(f"the controller's {partial.ref.digest} is shorter than what is here")
         else:

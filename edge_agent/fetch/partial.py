@@ -27,7 +27,8 @@ FLUSH_BYTES = 8 * 1024 * 1024
 class Partial:
     """The partial file of one artifact, open for appending.
 
-    `size` is what is in the file, `moved` what was appended since it was opened, `transport` how the last of that came.
+    `size` is what is in the file, `resumed` what of it was there when it was opened, `moved` what was appended since,
+    `transport` how the last of that came.
     """
 
     def __init__(self, ref: ArtifactRef, destination: Path) -> None:
@@ -40,7 +41,7 @@ class Partial:
         self._open = threading.Lock()
         with explaining_full_disk(self.path):
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_MODE)
-        self.size = os.fstat(self._descriptor).st_size
+        self.size = self.resumed = os.fstat(self._descriptor).st_size
         if self.size > ref.size:
             self.restart()
 
@@ -76,7 +77,7 @@ class Partial:
     def restart(self) -> None:
         """Forget what came so far."""
         os.ftruncate(self._descriptor, 0)
-        self.size = 0
+        self.size = self.resumed = 0
 
     def finish(self) -> None:
         """Verify the whole file and give it its final name, durably; `IntegrityFailure` when the bytes are wrong."""

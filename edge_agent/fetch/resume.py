@@ -32,18 +32,17 @@ async def fetch_by(
         return Transfer(bytes=0, resumed_bytes=ref.size, transport="none")
     with await asyncio.to_thread(Partial, ref, destination) as partial:
         while True:
-            resumed = partial.size
             try:
                 if partial.missing:
                     await _move(movers, partial, on_progress or _ignore)
                 await asyncio.to_thread(partial.finish)
             except IntegrityFailure:
-                if not resumed:
+                if not partial.resumed:
                     partial.discard()
                     raise
                 partial.restart()
             else:
-                return Transfer(bytes=partial.moved, resumed_bytes=resumed, transport=partial.transport)
+                return Transfer(bytes=partial.moved, resumed_bytes=partial.resumed, transport=partial.transport)
 
 
 async def _move(movers: Sequence[Mover], partial: Partial, on_progress: OnProgress) -> None:
