@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -202,10 +202,8 @@ async def test_a_worker_that_dies_fails_its_patch_and_the_next_one_is_built(
 
 
 async def test_a_worker_is_nice_to_the_controller(tmp_path: Path) -> None:
-    worker = stuck_worker(tmp_path)
-    await until(lambda: _nice(worker), "the worker has lowered its priority")
-    worker.kill()
-    worker.communicate()
+    with stuck_worker(tmp_path) as worker:
+        await until(lambda: _nice(worker), "the worker has lowered its priority")
 
 
 async def _nice(worker: "subprocess.Popen[bytes]") -> bool:
@@ -214,13 +212,14 @@ async def _nice(worker: "subprocess.Popen[bytes]") -> bool:
 
 async def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
     """Its standard input ends when the parent does, however the parent ends."""
-    worker = stuck_worker(tmp_path)
-    assert worker.poll() is None
-    out, _ = await asyncio.to_thread(worker.communicate)
-    assert (worker.returncode, out) == (1, b"")
+    with stuck_worker(tmp_path) as worker:
+        assert worker.poll() is None
+        out, _ = await asyncio.to_thread(worker.communicate, timeout=WITHIN_S)
+        assert (worker.returncode, out) == (1, b"")
 
 
-def stuck_worker(folder: Path) -> "subprocess.Popen[bytes]":
+@contextlib.contextmanager
+def stuck_worker(folder: Path) -> "Iterator[subprocess.Popen[bytes]]":
     """A worker that would wait for ever, because its base is a pipe that nobody writes to."""
     os.mkfifo(folder / "pipe")
     nothing = ArtifactRef(digest_of(b""), 0)
@@ -233,7 +232,11 @@ def stuck_worker(folder: Path) -> "subprocess.Popen[bytes]":
         bytes_max=1,
     )
     command = [sys.executable, "-m", patch_worker.__name__, msgspec.json.encode(order).decode()]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        try:
+            yield worker
+        finally:
+            worker.kill()
 
 
 async def test_stopping_drops_the_patch_under_way_and_a_restart_builds_it(bench: Bench, pair: Pair) -> None:
