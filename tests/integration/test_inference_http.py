@@ -321,6 +321,8 @@ async def test_bodies_that_are_in_memory_at_one_time_are_bounded_together(device
     statuses = sorted([(await first).status, (await second).status])
     assert len(done) == 1
     assert statuses == [400, 503]
+    for _ in range(4):  # what was held is given back, also after an error
+        assert (await device.infer({"inputs": ["x" * 100_000]}))[0] == 400
     assert (await device.infer({"inputs": [ONE_ROW]}))[0] == 200
 
 

@@ -1,8 +1,11 @@
 """Telemetry windows: every request is in exactly one of them, in the bucket of its latency."""
 
+import sys
 import threading
+from collections.abc import Iterator
 from typing import NamedTuple
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,6 +66,16 @@ def test_windows_of_a_release_follow_each_other_without_overlap(requests_before_
         ends.append(ends[-1] + 1)
 
 
+@pytest.fixture
+def eager_switching() -> Iterator[None]:
+    """Threads take turns after a microsecond instead of 5 ms, so that a missing lock shows."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.mark.usefixtures("eager_switching")
 def test_no_request_is_lost_between_threads_and_cuts() -> None:
     recorder = Recorder(0.0)
     each = 5_000
