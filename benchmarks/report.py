@@ -33,13 +33,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 def at_most(what: str, limit: float, *, measured: float, unit: str, command: str) -> Row:
     """A figure that must not exceed `limit`."""
-    goal = f"<= {_number(limit)}"
+    goal = f"<= {_plain(limit)}"
     return Row(what=what, goal=goal, measured=measured, unit=unit, met=measured <= limit, command=command)
 
 
 def at_least(what: str, limit: float, *, measured: float, unit: str, command: str) -> Row:
     """A figure that must reach `limit`."""
-    goal = f">= {_number(limit)}"
+    goal = f">= {_plain(limit)}"
     return Row(what=what, goal=goal, measured=measured, unit=unit, met=measured >= limit, command=command)
 
 
@@ -79,6 +79,10 @@ def _conditions(name: str) -> str:
 
 
 def _number(value: float) -> str:
-    if float(value).is_integer() and abs(value) < 1e15:
-        return f"{int(value):,}".replace(",", " ")
-    return f"{value:.4g}"
+    """For people: thousands apart."""
+    return f"{int(value):,}".replace(",", " ") if float(value).is_integer() else _plain(value)
+
+
+def _plain(value: float) -> str:
+    """For programs too: whole numbers as they are, others to four digits."""
+    return str(int(value)) if float(value).is_integer() else f"{value:.4g}"
