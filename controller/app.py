@@ -175,7 +175,7 @@ class Controller:
         endpoint = BrokerEndpoint.parse(self._settings.broker)
         admission: Admission = ManagedElsewhere()
         if self._settings.mosquitto_files:
-            admission = MosquittoFiles(Path(self._settings.mosquitto_files), endpoint.username)
+            admission = MosquittoFiles(Path(self._settings.mosquitto_files), endpoint.username, endpoint.password)
             await admission.start()
         client_id = _kept_secret(folder / "mqtt-client-id")
         return _Broker(admission, endpoint.url, endpoint.username, endpoint.password, client_id)

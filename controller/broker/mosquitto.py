@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common import durable
 from common.errors import InvalidInput
-from common.ids import DeviceId
+from common.ids import DEVICE_ID, DeviceId
 from common.wire import TO_DEVICE, Kind
 from common.wire.topics import PREFIX
 from controller.broker.admission import FROM_DEVICE
@@ -26,15 +26,25 @@ KEY_BYTES = 64
 
 
 class MosquittoFiles:
-    """`Admission` for a mosquitto whose files are in `folder`; other users in `passwords` are kept."""
+    """`Admission` for a mosquitto whose files are in `folder`; other users in `passwords` are kept.
 
-    def __init__(self, folder: Path, controller_username: str) -> None:
+    `username` and `password` are the controller's own, from the URL of the broker.
+    """
+
+    def __init__(self, folder: Path, username: str, password: str) -> None:
         self._folder = folder
-        self._controller_username = controller_username
+        self._username = username
+        self._password = password
         self._turn = asyncio.Lock()
 
     async def start(self) -> None:
-        """Write the ACL, and an empty password file where there is none. `InvalidInput` when the folder is no good."""
+        """Write the rules and the controller's own user.
+
+        Raises `InvalidInput` when a device could have the controller's name, or when the folder is no good.
+        """
+        if not self._username or DEVICE_ID.fullmatch(self._username):
+            fix = "give the controller a name that no device can have, for example _controller"
+            raise InvalidInput(f"user name {self._username!r} could be a device's", field="broker", fix=fix)
         try:
             await asyncio.to_thread(self._prepare)
         except OSError as error:
@@ -44,7 +54,7 @@ class MosquittoFiles:
     async def admit(self, device: DeviceId, password: str) -> None:
         """Add the device, or replace its password. mosquitto knows it after its next reload."""
         async with self._turn:
-            await asyncio.to_thread(self._rewrite, device, f"{device}:{hashed(password)}")
+            await asyncio.to_thread(self._rewrite, device, hashed(password))
 
     async def revoke(self, device: DeviceId) -> None:
         """Take the device out. mosquitto lets it in until its next reload, and does not cut its connection."""
@@ -53,15 +63,16 @@ class MosquittoFiles:
 
     def _prepare(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        durable.write_file(self._folder / "acl", acl(self._controller_username).encode())
+        durable.write_file(self._folder / "acl", acl(self._username).encode())
         if not self._passwords.exists():
             durable.write_file(self._passwords, b"", durable.PRIVATE_MODE)
+        self._rewrite(self._username, hashed(self._password))
 
-    def _rewrite(self, device: DeviceId, line: str | None) -> None:
-        lines = [old for old in self._passwords.read_text().splitlines() if old.partition(":")[0] != device]
-        lines += [line] if line else []
+    def _rewrite(self, user: str, password_hash: str | None) -> None:
+        lines = [line for line in self._passwords.read_text().splitlines() if line.partition(":")[0] != user]
+        lines += [f"{user}:{password_hash}"] if password_hash else []
         mode = self._passwords.stat().st_mode & 0o777  # mosquitto runs as another user: its operator chose the mode
-        durable.write_file(self._passwords, "".join(f"{entry}\n" for entry in lines).encode(), mode)
+        durable.write_file(self._passwords, "".join(f"{line}\n" for line in lines).encode(), mode)
 
     @property
     def _passwords(self) -> Path:
@@ -75,12 +86,12 @@ def hashed(password: str, salt: bytes | None = None) -> str:
     return f"$7${ITERATIONS}${base64.b64encode(salt).decode()}${base64.b64encode(key).decode()}"
 
 
-def acl(controller_username: str) -> str:
-    """The access rules, the same for every device."""
+def acl(username: str) -> str:
+    """The access rules: for the controller, whose user name is given, and the same for every device."""
     return "\n".join(
         (
             "# Written by ferry-controller; changes are overwritten.",
-            f"user {controller_username}",
+            f"user {username}",
             *(f"topic write {PREFIX}/d/+/{kind.value}" for kind in Kind if kind in TO_DEVICE),
             *(f"topic read {PREFIX}/d/+/{kind.value}" for kind in FROM_DEVICE),
             "",
