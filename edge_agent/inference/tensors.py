@@ -37,7 +37,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 def datatype_of(array: Array) -> str:
     """The protocol's name for the type of `array`."""
-    return _NAMES.get(array.dtype.newbyteorder("<"), str(array.dtype))
+    return _NAMES.get(array.dtype) or str(array.dtype)
 
 
 def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> None:
