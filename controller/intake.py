@@ -8,6 +8,7 @@ wakes the reconciler.
 Raises `InvalidInput` for a message that names another device than its topic (or token) does, or one we do not know.
 """
 
+import msgspec
 from msgspec.structs import replace
 
 from common.errors import InvalidInput
@@ -108,21 +109,8 @@ def _same(update: UpdateReport, before: UpdateReport | None) -> bool:
 def _emit_finished(
     tx: Transaction, device_id: DeviceId, entry: ReportedModel, update: UpdateReport, now: float
 ) -> None:
-    _emit(
-        tx,
-        "update.finished",
-        device_id,
-        now,
-        release=f"{entry.model}@{update.version}",
-        outcome=update.outcome,
-        reason=update.reason,
-        detail=update.detail,
-        strategy=update.strategy,
-        transport=update.transport,
-        bytes_transferred=update.bytes_transferred,
-        full_bytes=update.full_bytes,
-        resumed_bytes=update.resumed_bytes,
-    )
+    whole: dict[str, object] = msgspec.to_builtins(update)
+    _emit(tx, "update.finished", device_id, now, release=f"{entry.model}@{update.version}", **whole)
 
 
 def _emit(tx: Transaction, kind: str, device_id: DeviceId, now: float, **data: object) -> None:

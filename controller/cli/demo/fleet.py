@@ -26,7 +26,9 @@ LOG_TAIL_BYTES = 2000
 class Program:
     """One of our programs, started with a ready file."""
 
-    def __init__(self, name: str, folder: Path, arguments: list[str], environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, name: str, folder: Path, arguments: list[str], environment: dict[str, str] | None = None
+    ) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
         self._arguments = arguments
@@ -39,7 +41,7 @@ class Program:
         return self._process.pid if self._process else 0
 
     def start(self) -> dict[str, str]:
-        """Start it and return what its ready file says; `Unavailable` with the end of its log if it does not come up."""
+        """Start it and return its ready file; `Unavailable`, with the end of its log, if it does not come up."""
         self._ready_file.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self._process = _spawn([*self._arguments, "--ready-file", str(self._ready_file)], log, self._environment)
@@ -89,6 +91,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     url: str
     broker_url: str
     token: str
+    token_file: Path
 
 
 class Fleet:
@@ -102,12 +105,15 @@ class Fleet:
             ["controller", "serve", "--data", str(folder / "controller"), "--listen", "127.0.0.1:0"],
             {"FERRY_POLL_S": "5", "FERRY_HEARTBEAT_S": "2", "FERRY_BROKER_LISTEN": "127.0.0.1:0"},
         )
+        self.urls: dict[str, str] = {}
+        """Where each agent serves inference."""
         self.agents = {name: self._agent(name, slow_bytes_per_s if name == slow_device else 0) for name in devices}
 
     def start_controller(self) -> Endpoint:
         """Start it and wait until it serves."""
         ready = self._controller.start()
-        return Endpoint(ready["url"], ready["broker_url"], Path(ready["admin_token_file"]).read_text().strip())
+        token_file = Path(ready["admin_token_file"])
+        return Endpoint(ready["url"], ready["broker_url"], token_file.read_text().strip(), token_file)
 
     def join(self, device: str, join_string: str) -> None:
         """`ferry-agent join`, as on a new device."""
@@ -119,7 +125,8 @@ class Fleet:
 
     def start_agent(self, device: str) -> str:
         """Start the agent and return where it serves inference."""
-        return self.agents[device].start()["inference_url"]
+        self.urls[device] = self.agents[device].start()["inference_url"]
+        return self.urls[device]
 
     def data_of(self, device: str) -> Path:
         """The agent's data folder."""

@@ -75,7 +75,8 @@ class Application:
         """Send no more; returns when the last request has been answered."""
         self._stopped.set()
         self._running.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def failures(self) -> list[Sample]:
         """The requests that failed so far."""
