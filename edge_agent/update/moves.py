@@ -23,7 +23,7 @@ from edge_agent.update.state import Installed, ModelState, Stage, idle_slot, sam
 def take_up(state: ModelState, event: ev.Ordered) -> Step:
     """Idle, failed or retired: begin, unless it is the order that was dealt with already."""
     if state.order >= event.target.order and same_release(state.target, event.target) and state.stage != Stage.RETIRED:
-        return replace(state, target=event.target), ()
+        return renewed(state, event), ()
     return begin(state, event.target, event.traceparent, event.at)
 
 
@@ -50,8 +50,9 @@ def overrule(state: ModelState, event: ev.Ordered) -> Step:
 
 
 def renewed(state: ModelState, event: ev.Ordered) -> ModelState:
-    """The same release under a newer order."""
-    return replace(state, target=event.target, order=max(state.order, event.target.order))
+    """The same release, told again, perhaps with other patches. A lower order number is never taken over."""
+    order = max(event.target.order, expected(state).order)
+    return replace(state, target=replace(event.target, order=order), order=max(state.order, order))
 
 
 def withdraw(state: ModelState, _: ev.Withdrawn) -> Step:

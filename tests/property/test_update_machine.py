@@ -1,0 +1,115 @@
+"""The update machine keeps its promises whatever happens, and the promises are known to be checked."""
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from common.wire import DesiredModel
+from edge_agent.update import events as ev
+from edge_agent.update import step
+from tests.property.update_world import MUTANTS, Machine, World, target_of
+
+VERSIONS = st.integers(1, 3)
+OUTCOMES = ("good", "good", "good", "transient", "wrong", "manifest", "refused", "unhealthy", "quiet")
+FAST = settings(
+    max_examples=200,
+    stateful_step_count=30,
+    report_multiple_bugs=False,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+WALKS_MAX = 20_000
+"""Random walks until a mutant must have been caught; most take fewer than a hundred."""
+
+
+class Updates(RuleBasedStateMachine):
+    """Orders, results, withdrawals and deaths in any order. `machine` is what is tested."""
+
+    machine: Machine = staticmethod(step)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(type(self).machine)
+        self.orders = 0
+
+    @rule(version=VERSIONS, base=st.none() | VERSIONS)
+    def a_newer_order(self, version: int, base: int | None) -> None:
+        self.orders += 1
+        order_to(self.world, target_of(version, self.orders, base=base))
+
+    @precondition(lambda self: self.orders > 0)
+    @rule(data=st.data(), version=VERSIONS)
+    def an_order_that_did_not_change_for_this_model(self, data: st.DataObject, version: int) -> None:
+        order_to(self.world, target_of(version, data.draw(st.integers(1, self.orders))))
+
+    @precondition(lambda self: self.world.pending is not None)
+    @rule(outcome=st.sampled_from(OUTCOMES))
+    def work_ends(self, outcome: str) -> None:
+        self.world.finish_work(outcome)
+
+    @precondition(lambda self: self.world.pending is not None)
+    @rule()
+    def all_goes_well_for_a_while(self) -> None:
+        for _ in range(4):
+            self.world.finish_work("good")
+
+    @rule()
+    def withdrawn(self) -> None:
+        self.world.happen(lambda at: ev.Withdrawn(at=at))
+
+    @rule(steps=st.integers(0, 4))
+    def dies_soon(self, steps: int) -> None:
+        self.world.fuse = steps
+
+    @rule(clean=st.booleans())
+    def dies_now(self, clean: bool) -> None:
+        self.world.die(clean=clean)
+
+    def teardown(self) -> None:
+        self.world.fuse = None
+        self.world.settle()
+
+
+TestUpdates = Updates.TestCase
+TestUpdates.settings = FAST
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__.strip("_"))
+def test_every_mutant_is_caught(mutant: Machine) -> None:
+    with pytest.raises(AssertionError):
+        for seed in range(WALKS_MAX):
+            walk(World(mutant), random.Random(seed))
+
+
+def test_the_same_walks_find_nothing_wrong_with_the_machine() -> None:
+    for seed in range(5000):
+        walk(World(step), random.Random(seed))
+
+
+def order_to(world: World, target: DesiredModel) -> None:
+    world.happen(lambda at: ev.Ordered(at=at, target=target))
+
+
+def walk(world: World, chance: random.Random) -> None:
+    """A random life of a device, troubles first, then none."""
+    orders = 0
+    for _ in range(chance.randint(3, 20)):
+        draw = chance.random()
+        if draw < 0.6 and world.pending is not None:
+            world.finish_work(chance.choice(OUTCOMES))
+        elif draw < 0.8:
+            orders += 1
+            order_to(world, target_of(chance.randint(1, 3), orders, base=chance.choice([None, 1, 2, 3])))
+        elif draw < 0.88 and orders:
+            order_to(world, target_of(chance.randint(1, 3), chance.randint(1, orders)))
+        elif draw < 0.9:
+            world.happen(lambda at: ev.Withdrawn(at=at))
+        elif draw < 0.95:
+            world.fuse = chance.randint(0, 4)
+        else:
+            world.die(clean=chance.random() < 0.3)
+    world.fuse = None
+    world.settle()
