@@ -5,6 +5,7 @@ malformed Range is no Range, an If-Range that does not match exactly gives the w
 """
 
 import re
+from collections.abc import Iterator
 from typing import Final, Literal
 
 import msgspec
@@ -80,5 +81,12 @@ def _listed(header: str | None, etag: str, *, weak_counts: bool) -> bool:
         return False
     if header.strip() == "*":
         return True
-    tags = (quote(opaque) for weak, opaque in _ETAG.findall(header) if weak_counts or not weak)
-    return etag in tags
+    return any(quote(opaque) == etag for weak, opaque in _tags(header) if weak_counts or not weak)
+
+
+def _tags(header: str) -> Iterator[tuple[str | None, str]]:
+    """Weakness mark and opaque part of each listed tag, up to the first thing that is none."""
+    at = 0
+    while match := _ETAG.match(header, at):
+        yield match[1], match[2]
+        at = match.end()

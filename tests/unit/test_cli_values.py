@@ -1,0 +1,104 @@
+"""What people type and what they see, as pure functions."""
+
+import click
+import pytest
+
+from common.artifact import ArtifactRef, ReleaseManifest, TensorSpec, Variant, digest_of
+from common.errors import InvalidInput
+from common.ids import ModelName, Version
+from controller.cli.comparison import compare, comparison_rows, tensor_rows
+from controller.cli.output import share, size, table
+from controller.cli.values import duration, parse_labels, parse_phases
+from controller.resources import PatchView, ReleaseView, RolloutAction
+from controller.rollouts import commands
+from controller.rollouts.model import PhaseSpec
+
+X, Y = TensorSpec("x", "FP32", (-1, 4)), TensorSpec("y", "FP32", (-1, 2))
+
+
+def release(version: str, file: bytes, outputs: tuple[TensorSpec, ...], variant: str = "default") -> ReleaseView:
+    artifact = ArtifactRef(digest_of(file), len(file))
+    manifest = ReleaseManifest(
+        ModelName("m"), Version(version), {variant: Variant({"m.onnx": artifact}, (X,), outputs)}
+    )
+    return ReleaseView(
+        model=manifest.model,
+        version=manifest.version,
+        manifest=manifest,
+        envelope=artifact,
+        published_at=0,
+        published_by="admin:x",
+    )
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("1.5h", 5400), ("10 m", 600), ("2d", 172_800), ("0s", 0)])
+def test_durations(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1w", "h", "1h30m"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="not a duration"):
+        duration(text)
+
+
+def test_phases_are_percentages_or_counts() -> None:
+    assert parse_phases("1%, 2.5%,7,100%") == (
+        PhaseSpec(percent=1),
+        PhaseSpec(percent=2.5),
+        PhaseSpec(count=7),
+        PhaseSpec(percent=100),
+    )
+
+
+@pytest.mark.parametrize("text", ["", "1%,", "x", "1.5", "-3", "1%;2%"])
+def test_what_is_no_phase_is_refused_by_its_place(text: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        parse_phases(text)
+    assert refused.value.field is not None
+    assert refused.value.field.startswith("phases[")
+
+
+def test_labels_are_set_and_removed() -> None:
+    assert parse_labels(["a=1", "b=", "c-"], removable=True) == {"a": "1", "b": "", "c": None}
+    with pytest.raises(InvalidInput):
+        parse_labels(["c-"])
+
+
+def test_sizes_and_shares_read_well() -> None:
+    assert [size(number) for number in (0, 1023, 1024, 3_355_443, 200 * 2**20)] == [
+        "0 B",
+        "1023 B",
+        "1.0 kB",
+        "3.2 MB",
+        "200 MB",
+    ]
+    assert (share(1, 3), share(1, 0)) == ("33.3 %", "-")
+    assert table([["A", "BB"], ["long", "x"]]) == "A     BB\nlong  x"
+
+
+def test_two_releases_differ_by_file_tensor_and_variant() -> None:
+    old = release("1", b"old", (Y,))
+    new = release("2", b"newer", (TensorSpec("y", "FP32", (-1, 3)),))
+    base, target = digest_of(b"old"), digest_of(b"newer")
+    known = PatchView(
+        base=base, target=target, codec="c.1", state="ready", created_at=0, patch=ArtifactRef(digest_of(b"p"), 1)
+    )
+    unrelated = PatchView(base=digest_of(b"other"), target=target, codec="c.1", state="pending", created_at=0)
+    comparison = compare(old, new, [known, unrelated])
+    (variant,) = comparison.variants
+    assert variant.patches == (known,)
+    assert comparison_rows(comparison)[1][3:] == ["changed", "1 B (20.0 %)"]
+    assert tensor_rows(comparison)[1:] == [["default", "out y", "FP32 [-1, 2]", "FP32 [-1, 3]"]]
+
+
+def test_a_variant_that_only_one_release_has_is_shown() -> None:
+    comparison = compare(release("1", b"a", (Y,)), release("2", b"a", (Y,), "int8"), [])
+    assert [(one.variant, one.old is None, one.new is None) for one in comparison.variants] == [
+        ("default", False, True),
+        ("int8", True, False),
+    ]
+
+
+def test_the_api_offers_exactly_the_actions_that_there_are() -> None:
+    assert RolloutAction == commands.Action
