@@ -113,8 +113,8 @@ def _run(options: argparse.Namespace, settings: AgentSettings) -> int:
     from edge_agent.running import sole_user
 
     identity = load_identity(settings.data)
-    setup_logging(settings.log_level)
     with sole_user(settings.data):
+        setup_logging(settings.log_level)
         tracing = setup_tracing("ferry-agent", identity.device, otlp_endpoint(settings.otlp_endpoint))
         try:
             uvloop.run(_serve(settings, identity, options.ready_file))
