@@ -276,6 +276,8 @@ def _finish(snapshot: Snapshot, now: float) -> list[Action]:
 
 def _stalled(snapshot: Snapshot, index: int, stands: Standing, now: float) -> list[Action]:
     reason = f"phase {index + 1} goes on when the first of its {stands.stragglers} stragglers answers"
+    if stands.stragglers == 0:
+        reason = f"no device of phase {index + 1} can take the release"
     if snapshot.rollout.reason == reason:
         return []
     return [UpdateRollout(rollout=revised(snapshot.rollout, now, reason=reason))]

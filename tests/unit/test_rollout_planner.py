@@ -6,6 +6,7 @@ from msgspec.structs import replace
 from common.ids import Version
 from common.wire import Outcome
 from controller.devices import Device
+from controller.rollouts.commands import act
 from controller.rollouts.model import (
     ErrorBudget,
     Execution,
@@ -199,6 +200,25 @@ def test_a_phase_of_stragglers_only_does_not_pass() -> None:
     assert "straggler" in rested.rollout.reason
 
 
+def test_a_phase_rests_on_its_own_devices_and_not_on_those_before() -> None:
+    later = rollout(PhaseState.PASSED, PhaseState.DEPLOYING, spec=a_spec(phases=(PhaseSpec(count=1),) * 2))
+    parts = [told("d0", ExecutionState.SUCCEEDED, finished_at=NOW), replace(told("d1"), phase=1)]
+    rested = settled(snapshot(later, parts, [device("d0"), device("d1")]), NOW + 100_000)
+    assert rested.rollout.phases[1].state is PhaseState.DEPLOYING
+
+
+def test_a_phase_that_adds_nobody_rests_on_those_before() -> None:
+    later = rollout(PhaseState.PASSED, PhaseState.DEPLOYING, spec=a_spec(phases=(PhaseSpec(count=1),) * 2))
+    parts = [told("d0", ExecutionState.SUCCEEDED, finished_at=NOW)]
+    assert settled(snapshot(later, parts, [device("d0")]), NOW).rollout.phases[1].state is PhaseState.BAKING
+
+
+def test_a_phase_whose_devices_all_fell_out_does_not_pass() -> None:
+    rested = settled(one(QUEUED, device(), manifest=manifest(variants=["int8"])), NOW + 100_000)
+    assert rested.rollout.phases[0].state is PhaseState.DEPLOYING
+    assert rested.rollout.reason == "no device of phase 1 can take the release"
+
+
 def test_a_phase_bakes_for_its_own_time() -> None:
     done = told(state=ExecutionState.SUCCEEDED, finished_at=NOW)
     spec = a_spec(phases=(PhaseSpec(percent=100, bake_s=5),), bake_s=500)
@@ -217,6 +237,25 @@ def test_a_phase_that_wants_approval_gets_it_first() -> None:
     rested = settled(waiting, NOW)
     assert rested.rollout.state is RolloutState.AWAITING_APPROVAL
     assert rested.executions[1].state is ExecutionState.QUEUED
+    approved, _ = act(rested.rollout, rested.executions, "approve", NOW)
+    begun = settled(replace(rested, rollout=approved), NOW)
+    assert begun.executions[1].state is ExecutionState.NOTIFIED
+
+
+def test_patches_of_later_phases_are_asked_for_at_once() -> None:
+    preparing = rollout(PhaseState.PENDING, PhaseState.PENDING, state=RolloutState.PREPARING)
+    later = saying(device("d1"), held=(artifact(V1).digest,))
+    lineage = Lineage(artifacts=frozenset({artifact(V1).digest}), codecs=(CODEC,))
+    parts = [QUEUED, Execution(device=later.id, phase=1)]
+    (action,) = plan(snapshot(preparing, parts, [device(), later], lineage=lineage), NOW)
+    assert isinstance(action, RequestPatch)
+
+
+def test_a_retry_bakes_anew() -> None:
+    failed = told(state=ExecutionState.FAILED, finished_at=NOW)
+    after_retry, _ = act(rollout(PhaseState.BAKING), [failed], "retry", NOW)
+    assert after_retry.phases[0].state is PhaseState.DEPLOYING
+    assert after_retry.phases[0].baking_since is None
 
 
 def test_a_rollout_prepares_until_the_first_phase_has_its_patches() -> None:
@@ -297,6 +336,13 @@ def test_a_straggler_that_comes_back_and_fails_counts_against_the_phase_of_that_
     assert rested.rollout.state is RolloutState.ROLLING_BACK
 
 
+def test_a_rollout_that_paused_itself_waits_for_a_person() -> None:
+    rested = settled(failing(1, 4, on_failure=OnFailure.PAUSE), NOW)
+    assert rested.rollout.state is RolloutState.PAUSED
+    assert rested.rollout.phases[0].state is PhaseState.FAILED
+    assert rested.executions[-1].state is ExecutionState.QUEUED
+
+
 # Going back
 
 
@@ -327,6 +373,13 @@ def test_a_device_that_a_newer_rollout_has_ordered_something_else_is_left_alone(
     assert rested.rollout.state is RolloutState.ROLLED_BACK
 
 
+def test_a_device_that_ran_the_release_before_has_nothing_to_give_back() -> None:
+    same = told(state=ExecutionState.SUCCEEDED, previous=V2)
+    rested = settled(going_back((same, device(assigned={MODEL: V2}))), NOW)
+    assert rested.rollout.state is RolloutState.ROLLED_BACK
+    assert rested.executions[0].generation == same.generation
+
+
 REVERTING = told(state=ExecutionState.REVERTING, generation=3)
 
 
@@ -339,6 +392,11 @@ def test_a_rollback_ends_when_those_that_can_be_reached_are_back() -> None:
     rested = settled(going_back(parts[0], gone), NOW)
     assert rested.rollout.state is RolloutState.ROLLED_BACK
     assert "1 unreachable" in rested.rollout.reason
+
+
+def test_a_device_that_is_still_at_work_is_not_back() -> None:
+    at_work = saying(device(), generation=3, running=V1, phase="warming", target=V1)
+    assert not plan(going_back((REVERTING, at_work)), NOW)
 
 
 @pytest.mark.parametrize("outcome", ["failed", "rolled_back", "rejected"])
