@@ -116,7 +116,8 @@ class Lane:
             case ev.Serve(installed=installed):
                 await self._serve(installed)
             case ev.Switch():
-                self._switch()
+                # On the spot: an order that already waits must find the model in probation, not half switched.
+                await self._handle(self._switch())
             case ev.Commit():
                 await server.commit(model)
             case ev.Revert():
@@ -166,14 +167,14 @@ class Lane:
         self._candidate = found
         return ev.Warmed(at=self._parts.clock.now())
 
-    def _switch(self) -> None:
+    def _switch(self) -> ev.Event:
         if self._candidate is None:
             raise AssertionError("switched before it was warm")
         with self._span("switch"):
             self._parts.server.switch(self._candidate)
         self._candidate = None
         self._switched_at = self._parts.clock.monotonic()
-        self.feed(ev.Switched(at=self._parts.clock.now()))
+        return ev.Switched(at=self._parts.clock.now())
 
     async def _wait(self, attempt: int) -> ev.Event:
         self._waiting = True

@@ -1,7 +1,29 @@
-"""The update machine as a Mermaid state diagram and a table, drawn from the table that runs it."""
+"""The pictures in docs/explanation/update-machine.md, drawn from the table that runs the machine.
+
+`weave` takes the page's text and gives it back with what stands between each pair of markers drawn again:
+
+    <!-- drawn: diagram -->
+    ...anything; it is replaced...
+    <!-- end -->
+"""
+
+import re
 
 from edge_agent.update.machine import IGNORED, MOVES
 from edge_agent.update.state import Stage
+
+_BLOCK = re.compile(r"<!-- drawn: (?P<name>\w+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def weave(text: str) -> str:
+    """`text` with every marked block as it should be."""
+    parts = {
+        "diagram": f"```mermaid\n{mermaid()}\n```",
+        "moves": rows(),
+        "ignored": ignored_rows(),
+        "restart": restart_rows(),
+    }
+    return _BLOCK.sub(lambda block: f"<!-- drawn: {block['name']} -->\n{parts[block['name']]}\n<!-- end -->", text)
 
 
 def mermaid() -> str:
@@ -22,7 +44,7 @@ def rows() -> str:
     lines = ["| event | in | leads to | what happens |", "| --- | --- | --- | --- |"]
     for move in MOVES:
         doc = (move.act.__doc__ or "").strip().splitlines()[0]
-        lines.append(f"| {move.event.__name__} | {_names(move.stages)} | {_names(move.to)} | {doc} |")
+        lines.append(f"| {move.event.__name__} | {_names(move.stages)} | {_names(move.to) or 'itself'} | {doc} |")
     return "\n".join(lines)
 
 

@@ -24,15 +24,15 @@ IDLE, FETCHING, VERIFYING, WARMING = Stage.IDLE, Stage.FETCHING, Stage.VERIFYING
 SWITCHING, PROBATION, FAILED, RETIRED = Stage.SWITCHING, Stage.PROBATION, Stage.FAILED, Stage.RETIRED
 
 ALL = frozenset(Stage)
-RESTING = frozenset({IDLE, FAILED, RETIRED})
-BEFORE_SWITCH = frozenset({FETCHING, VERIFYING, WARMING, SWITCHING})
-TRYING = frozenset({WARMING, SWITCHING, PROBATION})
+WAITING = frozenset({IDLE, FAILED, RETIRED})
+GETTING = frozenset({FETCHING, VERIFYING})
+LOADING = frozenset({WARMING, SWITCHING})
 BEGUN = frozenset({FETCHING, IDLE, FAILED})
 """Where taking up an order may lead: work, nothing to do, or quarantined bytes."""
 
 
 class Move(NamedTuple):
-    """What an event does in some stages, and where that may lead; `words` label the arrow in the diagram."""
+    """What an event does in some stages, and where that may lead besides staying; `words` label it in the diagram."""
 
     event: type[ev.Event]
     stages: frozenset[Stage]
@@ -52,32 +52,35 @@ def _move(
 
 
 MOVES = (
-    _move(ev.Ordered, RESTING, moves.take_up, {*BEGUN, RETIRED}, "order"),
-    _move(ev.Ordered, BEFORE_SWITCH, moves.redirect, {*BEGUN, *BEFORE_SWITCH}, "newer order"),
-    _move(ev.Ordered, {PROBATION}, moves.overrule, {*BEGUN, PROBATION}, "newer order"),
+    _move(ev.Ordered, {IDLE, FAILED}, moves.take_up, BEGUN, "order"),
+    _move(ev.Ordered, {RETIRED}, moves.take_up, {FETCHING, FAILED}, "order"),
+    _move(ev.Ordered, GETTING | LOADING, moves.redirect, BEGUN, "newer order"),
+    _move(ev.Ordered, {PROBATION}, moves.overrule, BEGUN, "newer order"),
     _move(ev.Withdrawn, ALL - {RETIRED}, moves.withdraw, {RETIRED}, "left the order"),
     _move(ev.Fetched, {FETCHING}, moves.fetched, {VERIFYING}, "bytes are here"),
-    _move(ev.PatchUnusable, {FETCHING, VERIFYING}, moves.go_without_patch, {FETCHING}, "patch unusable"),
-    _move(ev.Corrupted, {FETCHING, VERIFYING}, moves.fetch_again, {FETCHING, FAILED}, "wrong bytes"),
-    _move(ev.ManifestRefused, {FETCHING, VERIFYING}, moves.refuse, {FAILED}, "manifest refused"),
-    _move(ev.Interrupted, {FETCHING, VERIFYING}, moves.wait, {FETCHING}, "interrupted"),
-    _move(ev.Interrupted, {WARMING}, moves.wait, {WARMING}, "interrupted"),
-    _move(ev.Interrupted, {PROBATION}, moves.wait, {PROBATION}, "interrupted"),
-    _move(ev.RetryDue, {FETCHING}, moves.fetch_now, {FETCHING}, "retry"),
-    _move(ev.RetryDue, {WARMING}, moves.warm_again, {WARMING}, "retry"),
-    _move(ev.RetryDue, {PROBATION}, moves.watch_again, {PROBATION}, "retry"),
+    _move(ev.PatchUnusable, GETTING, moves.go_without_patch, {FETCHING}, "patch unusable"),
+    _move(ev.Corrupted, GETTING, moves.fetch_again, {FETCHING, FAILED}, "wrong bytes"),
+    _move(ev.ManifestRefused, {FETCHING}, moves.refuse, {FAILED}, "manifest refused"),
+    _move(ev.Interrupted, GETTING, moves.wait, {FETCHING}, "interrupted"),
+    _move(ev.Interrupted, {WARMING, PROBATION}, moves.wait, (), "interrupted"),
+    _move(ev.RetryDue, {FETCHING}, moves.fetch_now, (), "retry"),
+    _move(ev.RetryDue, {WARMING}, moves.warm_again, (), "retry"),
+    _move(ev.RetryDue, {PROBATION}, moves.watch_again, (), "retry"),
     _move(ev.Built, {VERIFYING}, moves.built, {WARMING}, "built and verified"),
     _move(ev.Warmed, {WARMING}, moves.switch, {SWITCHING}, "warm"),
     _move(ev.ModelRefused, {WARMING}, moves.not_fit, {FAILED}, "engine refuses"),
     _move(ev.Switched, {SWITCHING}, moves.on_probation, {PROBATION}, "switched"),
-    _move(ev.HealthChecked, {PROBATION}, moves.judge, {PROBATION, IDLE, FAILED}, "health"),
-    _move(ev.Probed, {PROBATION}, moves.judge_probe, {PROBATION, IDLE, FAILED}, "probe"),
-    _move(ev.Restarted, RESTING - {RETIRED}, moves.stand_up, {IDLE, FAILED}, "restart"),
-    _move(ev.Restarted, {RETIRED}, moves.stand_up, {RETIRED}, "restart"),
-    _move(ev.Restarted, {FETCHING, VERIFYING}, moves.resume_fetching, {FETCHING}, "restart"),
-    _move(ev.Restarted, TRYING, moves.strike, {WARMING, FAILED}, "restart"),
-    _move(ev.SlotLost, ALL - {PROBATION, RETIRED}, moves.slot_lost, {*BEGUN, WARMING, SWITCHING}, "slot lost"),
-    _move(ev.Unservable, ALL - {PROBATION, RETIRED}, moves.unservable, ALL - {PROBATION, RETIRED}, "will not load"),
+    _move(ev.HealthChecked, {PROBATION}, moves.judge, {IDLE, FAILED}, "verdict"),
+    _move(ev.Probed, {PROBATION}, moves.judge_probe, {IDLE, FAILED}, "verdict"),
+    _move(ev.Restarted, WAITING, moves.stand_up, (), "restart"),
+    _move(ev.Restarted, GETTING, moves.resume_fetching, {FETCHING}, "restart"),
+    _move(ev.Restarted, LOADING | {PROBATION}, moves.strike, {WARMING, FAILED}, "restart"),
+    _move(ev.SlotLost, {IDLE}, moves.slot_lost, {FETCHING}, "slot lost"),
+    _move(ev.SlotLost, GETTING, moves.slot_lost, {FETCHING}, "slot lost"),
+    _move(ev.SlotLost, {WARMING}, moves.slot_lost, {FETCHING, FAILED}, "slot lost"),
+    _move(ev.SlotLost, {FAILED}, moves.slot_lost, (), "slot lost"),
+    _move(ev.Unservable, {IDLE}, moves.unservable, {FAILED}, "will not load"),
+    _move(ev.Unservable, GETTING | {WARMING, FAILED}, moves.unservable, (), "will not load"),
 )
 
 TABLE = {(stage, move.event): move for move in MOVES for stage in move.stages}
@@ -88,7 +91,7 @@ IGNORED: dict[type[ev.Event], frozenset[Stage]] = {
     ev.Fetched: ALL - {FETCHING},
     ev.PatchUnusable: ALL - {FETCHING, VERIFYING},
     ev.Corrupted: ALL - {FETCHING, VERIFYING},
-    ev.ManifestRefused: ALL - {FETCHING, VERIFYING},
+    ev.ManifestRefused: ALL - {FETCHING},
     ev.Interrupted: ALL - {FETCHING, VERIFYING, WARMING, PROBATION},
     ev.RetryDue: ALL - {FETCHING, WARMING, PROBATION},
     ev.Built: ALL - {VERIFYING},
@@ -98,8 +101,8 @@ IGNORED: dict[type[ev.Event], frozenset[Stage]] = {
     ev.HealthChecked: ALL - {PROBATION},
     ev.Probed: ALL - {PROBATION},
     # Slots are checked before they are loaded: once a candidate serves, both are in memory.
-    ev.SlotLost: frozenset({PROBATION, RETIRED}),
-    ev.Unservable: frozenset({PROBATION, RETIRED}),
+    ev.SlotLost: frozenset({SWITCHING, PROBATION, RETIRED}),
+    ev.Unservable: frozenset({SWITCHING, PROBATION, RETIRED}),
 }
 
 

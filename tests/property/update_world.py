@@ -67,6 +67,10 @@ class World:
         self.wrong_downloads: Counter[float] = Counter()
         self.deaths: Counter[float] = Counter()
         """Both by the moment at which the update began."""
+        self.unloadable: set[Digest] = set()
+        """What the engine of this device refuses (any more)."""
+        self.arrows: set[tuple[Stage, type[ev.Event], Stage]] = set()
+        """Every move that was seen."""
         self._orders_seen = 0
 
     # What happens.
@@ -91,7 +95,21 @@ class World:
         if self.deaths[self.journal.started_at] == STRIKES_MAX:
             self._convict()
         self.fuse = self.serving = self.fallback = self.pending = None
+        previous = self.journal.previous
+        if previous is not None and self.disk.get(previous.slot) != previous.artifact.digest:
+            self._handle(ev.SlotLost(at=self.now, slot=previous.slot))
         self.happen(lambda at: ev.Restarted(at=at, clean=clean))
+
+    def rot(self, slot: Slot) -> None:
+        """A slot's files go bad on the disk, and the program is started anew."""
+        if slot in self.disk:
+            self.disk[slot] = Digest("rotten")
+            self.die(clean=True)
+
+    def change_engine(self, version: int) -> None:
+        """The program is started anew with an engine that refuses a release."""
+        self.unloadable.add(ref_of(f"model {version}").digest)
+        self.die(clean=True)
 
     def finish_work(self, outcome: str) -> None:
         """The work under way ends: `good`, or in the way that `outcome` names where that applies."""
@@ -119,7 +137,7 @@ class World:
                     return self._wrong(source, at)
                 return self._build(target, slot, at)
             case ev.Warm():
-                if outcome == "refused":
+                if outcome == "refused" or target.artifact.digest in self.unloadable:
                     self._convict()
                     return ev.ModelRefused(at=at, code="model_rejected", detail="")
                 return ev.Warmed(at=at)
@@ -148,11 +166,14 @@ class World:
             return ev.PatchUnusable(at=at, detail="wrong base")
         if type(source).__name__ == "FromHeld":
             return ev.Interrupted(at=at, code="io_error", detail="")
+        self._count_wrong()
+        return ev.Corrupted(at=at, detail="")
+
+    def _count_wrong(self) -> None:
         began = self.journal.started_at
         self.wrong_downloads[began] += 1
         if self.wrong_downloads[began] > REDOWNLOADS_MAX:
             self._convict()
-        return ev.Corrupted(at=at, detail="")
 
     def _verdict(self, outcome: str, event: Callable[[ev.Verdict], ev.Event]) -> ev.Event:
         if outcome == "unhealthy":
@@ -178,6 +199,8 @@ class World:
             self.proven.add(self.journal.candidate.artifact.digest if self.journal.candidate else Digest(""))
         self._burn()
         state, effects = self._machine(self.journal, event)
+        if state.stage is not self.journal.stage:
+            self.arrows.add((self.journal.stage, type(event), state.stage))
         self.journal = state
         for effect in effects:
             self._burn()
@@ -194,6 +217,10 @@ class World:
             case ev.Serve(installed=installed):
                 if self.disk.get(installed.slot) != installed.artifact.digest:
                     self._handle(ev.SlotLost(at=self.now, slot=installed.slot))
+                elif installed.artifact.digest in self.unloadable:
+                    if self.journal.stage is Stage.IDLE:
+                        self._convict()
+                    self._handle(ev.Unservable(at=self.now, code="model_rejected", detail=""))
                 else:
                     self.serving = installed.artifact.digest
             case ev.Switch():
@@ -218,6 +245,7 @@ class World:
             convicted = self.convicted.get(effect.target.artifact.digest, -1)
             assert convicted < effect.target.order, "a release that failed is tried again without a newer order"
         if isinstance(effect, ev.Warm) and self.disk.get(effect.candidate.slot) != effect.candidate.artifact.digest:
+            self._count_wrong()
             self._handle(ev.SlotLost(at=self.now, slot=effect.candidate.slot))
             return
         self.pending = effect
