@@ -35,7 +35,7 @@ def target_of(version: int, order: int, *, base: int | None = None) -> DesiredMo
     offers = (
         ()
         if base is None
-        else (PatchOffer(ref_of(f"model {base}").digest, ArtifactRef(Digest("sha256:p"), 10), CODECS[0]),)
+        else (PatchOffer(ref_of(f"model {base}").digest, ArtifactRef(digest_of(b"patch"), 10), CODECS[0]),)
     )
     return DesiredModel(
         model=MODEL,
