@@ -8,6 +8,7 @@ an audit entry) is shown as it is. No secret is ever part of a view: tokens appe
 Times are seconds since the Unix epoch, sizes bytes, durations seconds, names as in `common.ids`.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Generic, Literal, TypeVar
@@ -15,6 +16,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from common import ids
 from common.artifact.manifest import VARIANTS_MAX, ArtifactRef, ReleaseManifest
 from common.ids import DeviceId, Digest, ModelName, Version
 from common.trust import PublicKey
@@ -41,6 +43,19 @@ JOIN_TTL_S = 24 * 3600
 JOIN_TTL_S_MAX = 365 * 24 * 3600
 GARBAGE_AGE_S = 3600.0
 TEXT_CHARS_MAX = 512
+
+
+def _described(grammar: re.Pattern[str]) -> Meta:
+    """The grammar for the OpenAPI document only: our own parsers check it, with an error that people understand."""
+    return Meta(extra_json_schema={"pattern": f"^{grammar.pattern}$"})
+
+
+GivenModel = Annotated[ModelName, _described(ids.MODEL_NAME)]
+GivenVersion = Annotated[Version, _described(ids.VERSION)]
+GivenDigest = Annotated[Digest, _described(ids.DIGEST)]
+LabelKey = Annotated[str, _described(ids.LABEL_KEY)]
+LabelValue = Annotated[str, Meta(extra_json_schema={"maxLength": ids.LABEL_VALUE_CHARS_MAX})]
+Labels = Annotated[dict[LabelKey, LabelValue], Meta(extra_json_schema={"maxProperties": ids.LABELS_MAX})]
 
 RolloutAction = Literal["approve", "pause", "resume", "advance", "abort", "rollback", "retry"]
 
@@ -100,7 +115,7 @@ class ReleaseQuery(PageQuery, frozen=True, kw_only=True):
 class PatchQuery(Request, frozen=True, kw_only=True):
     """`target` is the artifact that the patches rebuild."""
 
-    target: str
+    target: GivenDigest
 
 
 class EventQuery(Request, frozen=True, kw_only=True):
@@ -133,9 +148,9 @@ class BlobView(View, frozen=True, kw_only=True):
 class PublishRelease(Request, frozen=True, kw_only=True):
     """A release made of blobs that were uploaded before: variant -> file name -> digest."""
 
-    model: ModelName
-    version: Version
-    variants: Annotated[dict[str, dict[str, Digest]], Meta(min_length=1, max_length=VARIANTS_MAX)]
+    model: GivenModel
+    version: GivenVersion
+    variants: Annotated[dict[str, dict[str, GivenDigest]], Meta(min_length=1, max_length=VARIANTS_MAX)]
 
 
 class ReleaseView(View, frozen=True, kw_only=True):
@@ -205,7 +220,7 @@ class DeviceView(View, frozen=True, kw_only=True):
 class RelabelDevice(Request, frozen=True, kw_only=True):
     """A merge patch (RFC 7396) of the labels: null removes one."""
 
-    labels: dict[str, str | None]
+    labels: dict[LabelKey, LabelValue | None]
 
 
 class CreateJoinToken(Request, frozen=True, kw_only=True):
@@ -213,7 +228,7 @@ class CreateJoinToken(Request, frozen=True, kw_only=True):
 
     uses: Annotated[int, Meta(ge=1, le=JOIN_USES_MAX)] = 1
     ttl_s: Annotated[float, Meta(gt=0, le=JOIN_TTL_S_MAX)] = JOIN_TTL_S
-    labels: dict[str, str] = {}
+    labels: Labels = {}
 
 
 class JoinTokenView(View, frozen=True, kw_only=True):
@@ -239,8 +254,8 @@ class JoinTokenCreated(JoinTokenView, frozen=True, kw_only=True):
 class Join(Request, frozen=True, kw_only=True):
     """A machine that wants in. `name` is the device id it would like; without one it gets a random one."""
 
-    name: str | None = None
-    labels: dict[str, str] = {}
+    name: Annotated[str, _described(ids.DEVICE_ID)] | None = None
+    labels: Labels = {}
     capabilities: Capabilities
 
 

@@ -9,18 +9,23 @@ from typing import Any, get_args
 import msgspec
 
 from common import ids
-from controller.api.idempotency import HEADER
+from controller.api.idempotency import HEADER, KEY_CHARS_MAX
 from controller.api.problems import CONTENT_TYPE
 from controller.api.route import JSON, ROUTES, Route
 from controller.resources import Problem, Request, View
 
 REF_TEMPLATE = "#/components/schemas/{name}"
 
+KEY_SCHEMA = {"type": "string", "pattern": f"^[ -~]{{1,{KEY_CHARS_MAX}}}$"}
+ANY_NAME = re.compile(r"[ -~]{1,64}")
+
 PATTERN_OF = {
     "device": ids.DEVICE_ID,
     "digest": ids.DIGEST,
     "model": ids.MODEL_NAME,
     "version": ids.VERSION,
+    "rollout": ANY_NAME,
+    "token": ANY_NAME,
 }
 """The grammars of path parameters that have one."""
 
@@ -79,14 +84,13 @@ def _operation(route: Route, schema_of: dict[Any, Any]) -> dict[str, Any]:
     if route.consumes != JSON:
         operation["requestBody"] = {"required": True, "content": {route.consumes: {}}}
     elif route.body is not None:
-        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": schema_of[route.body]}}}
+        required = any(field.required for field in msgspec.structs.fields(route.body))
+        operation["requestBody"] = {"required": required, "content": {JSON: {"schema": schema_of[route.body]}}}
     return operation
 
 
 def _path_parameter(name: str) -> dict[str, Any]:
-    schema: dict[str, Any] = {"type": "string"}
-    if name in PATTERN_OF:
-        schema["pattern"] = f"^{PATTERN_OF[name].pattern}$"
+    schema = {"type": "string", "pattern": f"^{PATTERN_OF[name].pattern}$"}
     return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
@@ -105,7 +109,7 @@ def _query_parameters(route: Route) -> list[dict[str, Any]]:
 def _header_parameters(route: Route) -> list[dict[str, Any]]:
     if not route.mutates or not route.roles:
         return []
-    return [{"name": HEADER, "in": "header", "required": False, "schema": {"type": "string", "maxLength": 128}}]
+    return [{"name": HEADER, "in": "header", "required": False, "schema": KEY_SCHEMA}]
 
 
 def _success(route: Route, status: int, schema_of: dict[Any, Any]) -> dict[str, Any]:
