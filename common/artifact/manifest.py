@@ -76,5 +76,5 @@ def decode_manifest(data: bytes) -> ReleaseManifest:
         raise IntegrityFailure(f"manifest is {len(data)} bytes, the limit is {MANIFEST_BYTES_MAX}")
     try:
         return msgspec.json.decode(data, type=ReleaseManifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise IntegrityFailure(f"not a release manifest: {error}") from error

@@ -52,7 +52,7 @@ def decode(data: bytes, message_type: type[M]) -> M:
             message: M = msgspec.msgpack.decode(data, type=message_type)
         else:
             message = msgspec.json.decode(data, type=message_type)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"not a {message_type.__name__}: {error}", field=message_type.__name__) from error
     if message.v != PROTOCOL_VERSION:
         fix = f"this program speaks version {PROTOCOL_VERSION}; upgrade the older side"

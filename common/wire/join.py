@@ -35,7 +35,7 @@ class JoinString(msgspec.Struct, frozen=True):
             raw = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
             join = msgspec.json.decode(raw, type=cls)
             scheme = urlsplit(join.url).scheme
-        except (binascii.Error, msgspec.DecodeError, ValueError) as error:
+        except (binascii.Error, msgspec.DecodeError, ValueError, RecursionError) as error:
             raise InvalidInput("is damaged", field="join string", fix=fix) from error
         if scheme not in {"http", "https"}:
             raise InvalidInput(f"controller URL {join.url[:80]!r} is not http or https", field="join string", fix=fix)

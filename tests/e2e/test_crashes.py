@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from controller.resources import RolloutView
-from controller.rollouts.model import PhaseSpec, PhaseState, RolloutState
+from controller.rollouts.model import ExecutionState, PhaseSpec, PhaseState, RolloutState
 from tests.e2e.world import MODEL, World, until
 
 pytestmark = pytest.mark.e2e
@@ -33,7 +33,7 @@ def downloading(world: World, _rollout: str) -> object:
 
 
 def probation(world: World, rollout: str) -> object:
-    return world.client.rollout(rollout).counts.get("probation")
+    return world.client.rollout(rollout).counts.get(ExecutionState.PROBATION)
 
 
 def baking(world: World, rollout: str) -> object:

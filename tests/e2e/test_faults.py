@@ -1,6 +1,5 @@
 """Broken bytes, a missing controller: what worked keeps working, and the reason is told."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ def test_a_damaged_blob_never_runs_and_the_fleet_learns_why(
     world.roll_out("1", older)
     release = world.publish("2", newer)
     file = blob_file(world, digest_of(newer.read_bytes()))
-    os.chmod(file, 0o600)
+    file.chmod(0o600)
     with file.open("r+b") as blob:
         if damage == "flipped":
             blob.seek(1_000_000)

@@ -41,6 +41,8 @@ def test_the_order_of_variants_does_not_change_the_bytes() -> None:
         encode_manifest(manifest(a=VARIANT)).replace(b'"format":1', b'"format":2'),
         encode_manifest(manifest(a=VARIANT)).replace(b"sha256:", b"sha512:"),
         b" " * 300_000,
+        b'{"new":' + b"[" * 100_000,
+        b'{"model":"\xff"}',
     ],
 )
 def test_anything_else_is_refused(data: bytes) -> None:
