@@ -285,8 +285,9 @@ async def test_an_answer_for_another_range_is_never_appended(
         return web.Response(body=DATA)
 
     server.misbehave = wrong
-    await fetcher(session, server.port).fetch(ref, destination)
+    transfer = await fetcher(session, server.port).fetch(ref, destination)
 
+    assert transfer.bytes == len(DATA)  # not one of the wrong ones
     assert server.ranges == ["bytes=1000-", ""]
     assert destination.read_bytes() == DATA
 
