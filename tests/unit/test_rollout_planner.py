@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from common.ids import Version
+from common.ids import Digest, Version
 from common.wire import Outcome
 from controller.devices import Device
 from controller.rollouts.commands import act
@@ -85,6 +85,17 @@ def test_a_device_is_told_once_each_patch_that_could_serve_it_is_decided() -> No
     assert isinstance(action, Notify)
 
 
+@pytest.mark.parametrize(
+    "held",
+    [(artifact(V1).digest, artifact(V2).digest), (artifact(V3).digest,)],
+    ids=["holds the release already", "holds only files of other models"],
+)
+def test_a_device_that_no_patch_can_serve_waits_for_none(held: tuple[Digest, ...]) -> None:
+    lineage = Lineage(artifacts=frozenset({artifact(V1).digest, artifact(V2).digest}), codecs=(CODEC,))
+    (action,) = plan(one(QUEUED, saying(device(), held=held), lineage=lineage), NOW)
+    assert isinstance(action, Notify)
+
+
 def test_a_device_that_no_variant_fits_is_left_out() -> None:
     (action,) = plan(one(QUEUED, device(), manifest=manifest(variants=["int8"])), NOW)
     assert isinstance(action, UpdateExecution)
@@ -147,6 +158,11 @@ def test_an_execution_follows_the_newest_report(words: Device, state: ExecutionS
 )
 def test_words_about_something_else_change_nothing(words: Device) -> None:
     assert after(told(), words).state is ExecutionState.NOTIFIED
+
+
+def test_a_device_that_was_heard_only_at_the_end_has_activated_then() -> None:
+    done = after(told(), saying(device(), generation=2, running=V2), NOW + 9)
+    assert (done.activated_at, done.finished_at) == (NOW + 9, NOW + 9)
 
 
 def test_a_failure_keeps_the_devices_reason() -> None:
@@ -252,10 +268,11 @@ def test_patches_of_later_phases_are_asked_for_at_once() -> None:
 
 
 def test_a_retry_bakes_anew() -> None:
-    failed = told(state=ExecutionState.FAILED, finished_at=NOW)
-    after_retry, _ = act(rollout(PhaseState.BAKING), [failed], "retry", NOW)
+    failed = told(state=ExecutionState.FAILED, activated_at=NOW, finished_at=NOW)
+    after_retry, (again,) = act(rollout(PhaseState.BAKING), [failed], "retry", NOW)
     assert after_retry.phases[0].state is PhaseState.DEPLOYING
     assert after_retry.phases[0].baking_since is None
+    assert (again.activated_at, again.finished_at) == (None, None)
 
 
 def test_a_rollout_prepares_until_the_first_phase_has_its_patches() -> None:
