@@ -140,7 +140,7 @@ def test_unknown_fields_are_ignored_so_that_a_newer_peer_may_add_some() -> None:
     assert decode(data[:-1] + b',"new":1}', ChunkRequest) == EXAMPLES[5]
 
 
-@pytest.mark.parametrize("kind", sorted(BYTES_MAX, key=lambda kind: kind.__name__))
+@pytest.mark.parametrize("kind", list(BYTES_MAX))
 def test_endless_nesting_is_a_named_error(kind: type[Message]) -> None:
     depth = BYTES_MAX[kind] - 16
     nested = b"\x81\xa3new" + b"\x91" * depth if kind is Chunk else b'{"new":' + b"[" * depth
