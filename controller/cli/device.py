@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 import click
 
 from controller.cli.connection import connected
-from controller.cli.output import Output, pairs, table, when
+from controller.cli.output import Output, pairs, size, table, when
 from controller.cli.values import duration, parse_labels
 
 if TYPE_CHECKING:
+    from common.wire import UpdateReport
     from controller.client import FerryClient
     from controller.resources import DeviceView
 
@@ -128,7 +129,15 @@ def _model_rows(view: "DeviceView") -> list[list[str]]:
     for model in sorted({*view.assigned, *reported}):
         entry = reported.get(model)
         update = entry.last_update if entry else None
-        ended = f"{update.version} {update.outcome} {update.detail or update.reason}".strip() if update else "-"
+        ended = _ended(update) if update else "-"
         running, phase = (entry.running or "-", entry.phase) if entry else ("-", "-")
         rows.append([model, view.assigned.get(model, "-"), running, phase, ended])
     return rows
+
+
+def _ended(update: "UpdateReport") -> str:
+    """How an update ended and what it cost."""
+    why = update.detail or update.reason
+    over = f" over {update.transport}" if update.transport != "none" else ""
+    cost = f"{update.strategy}, {size(update.bytes_transferred)}{over}"
+    return f"{update.version} {update.outcome}{f': {why}' if why else ''} ({cost})"

@@ -30,7 +30,7 @@ LOOK_AGAIN_S = 0.2
 """The shortest time between two looks, however many events come."""
 GIVE_UP_S = 60.0
 """How long the controller may be away."""
-BAR_CELLS = 24
+BAR_CELLS = 12
 
 
 def watch_rollout(ferry: "FerryClient", output: Output, rollout: str) -> int:
@@ -117,7 +117,7 @@ def picture(view: "RolloutView") -> "RenderableType":
     drawn = Table(title=title, title_justify="left", box=None, pad_edge=False)
     headings, *rows = phase_rows(view)
     for heading in (*headings[:3], "PROGRESS", *headings[3:]):
-        drawn.add_column(heading)
+        drawn.add_column(heading, min_width=BAR_CELLS if heading == "PROGRESS" else None)
     for phase, row in zip(view.phases, rows, strict=True):
         cells = [escape(cell) for cell in row]
         drawn.add_row(*cells[:3], _bar(phase), *cells[3:])

@@ -37,6 +37,16 @@ async def test_a_blob_comes_back_as_it_was_sent(api: ApiPeer) -> None:
     assert (got.status, got.body, got.headers["ETag"]) == (200, DATA, ETAG)
 
 
+async def test_an_upload_is_audited_once_and_known_to_the_store(api: ApiPeer) -> None:
+    await api.upload(DATA)
+    await api.upload(DATA)
+    entries = (await api.ask("GET", "/v1/audit")).json()["items"]
+    known = await api.store.read(lambda tx: tx.artifacts.get(DIGEST))
+    assert [(entry["action"], entry["subject"]) for entry in entries] == [("blob.upload", DIGEST)]
+    assert known is not None
+    assert known.size == SIZE
+
+
 async def test_bytes_that_do_not_hash_to_their_name_are_refused_and_not_kept(api: ApiPeer) -> None:
     reply = await api.ask("PUT", PATH, data=DATA + b"!")
     problem = reply.problem()

@@ -1,17 +1,29 @@
 """What people type and what they see, as pure functions."""
 
+from io import StringIO
+
 import click
 import pytest
+from rich.console import Console
 
 from common.artifact import ArtifactRef, ReleaseManifest, TensorSpec, Variant, digest_of
 from common.errors import InvalidInput
-from common.ids import ModelName, Version
+from common.ids import DeviceId, ModelName, ReleaseRef, Version
 from controller.cli.comparison import compare, comparison_rows, tensor_rows
 from controller.cli.output import share, size, table
 from controller.cli.values import duration, parse_labels, parse_phases
-from controller.resources import PatchView, ReleaseView, RolloutAction
+from controller.cli.watching import picture, summary
+from controller.resources import PatchView, ReleaseView, RolloutAction, rollout_view
 from controller.rollouts import commands
-from controller.rollouts.model import PhaseSpec
+from controller.rollouts.model import (
+    Execution,
+    ExecutionState,
+    Phase,
+    PhaseSpec,
+    PhaseState,
+    Rollout,
+    RolloutSpec,
+)
 
 X, Y = TensorSpec("x", "FP32", (-1, 4)), TensorSpec("y", "FP32", (-1, 2))
 
@@ -102,3 +114,29 @@ def test_a_variant_that_only_one_release_has_is_shown() -> None:
 
 def test_the_api_offers_exactly_the_actions_that_there_are() -> None:
     assert RolloutAction == commands.Action
+
+
+def test_the_picture_of_a_rollout_shows_its_phases_and_takes_no_text_for_markup() -> None:
+    spec = RolloutSpec(release=ReleaseRef.parse("m@1"), phases=(PhaseSpec(count=1), PhaseSpec(percent=100)))
+    rollout = Rollout(
+        id="r1",
+        spec=spec,
+        salt="s",
+        created_at=0,
+        created_by="admin:x",
+        phases=(Phase(index=0, state=PhaseState.FAILED, reason="1 of [red]1"), Phase(index=1)),
+        reason="[/nonsense] stopped",
+    )
+    executions = [
+        Execution(device=DeviceId("a"), phase=0, state=ExecutionState.FAILED),
+        Execution(device=DeviceId("b"), phase=1),
+    ]
+    view = rollout_view(rollout, executions)
+    console = Console(file=StringIO(), width=200)
+    console.print(picture(view))
+    assert isinstance(console.file, StringIO)
+    text = console.file.getvalue()
+    assert "[/nonsense] stopped" in text
+    assert "1 of [red]1" in text
+    assert "100 %" in text
+    assert "phase 1/2 (1) failed" in summary(view)
