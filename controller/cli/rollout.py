@@ -15,7 +15,6 @@ from controller.rollouts.model import OnFailure, PhaseSpec, RolloutSpec
 
 if TYPE_CHECKING:
     from controller.client import FerryClient
-    from controller.resources import RolloutView
     from controller.rollouts.preview import Preview
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -111,6 +110,8 @@ def show(ferry: "FerryClient", output: Output, name: str, devices: bool) -> None
     view = ferry.rollout(name)
     output.item(view, _COLUMNS, lambda one: one.name)
     if output.is_table:
+        from controller.cli.phases import phase_rows
+
         click.echo()
         click.echo(table(phase_rows(view)))
 
@@ -179,34 +180,6 @@ def spec_of(
     }
     spec = _replaced(base, changes)
     return msgspec.structs.replace(spec, phases=_approved_one_by_one(spec.phases)) if approve_each else spec
-
-
-def phase_rows(view: "RolloutView") -> list[list[str]]:
-    """A table of phases."""
-    rows = [["PHASE", "REACH", "STATE", "DEVICES", "SUCCEEDED", "FAILED", "UNDER WAY", "REASON"]]
-    for phase in view.phases:
-        counts = {state.value: number for state, number in phase.counts.items()}
-        under_way = sum(counts.get(state, 0) for state in ("notified", "in_progress", "probation"))
-        rows.append(
-            [
-                str(phase.index + 1),
-                reach_of(phase.spec),
-                phase.state.value,
-                str(phase.devices),
-                str(counts.get("succeeded", 0)),
-                str(counts.get("failed", 0)),
-                str(under_way),
-                phase.reason or "-",
-            ]
-        )
-    return rows
-
-
-def reach_of(phase: PhaseSpec) -> str:
-    """How far a phase reaches, as people write it."""
-    if phase.percent is not None:
-        return f"{phase.percent:g} %"
-    return str(phase.count) if phase.count is not None else str(phase.selector)
 
 
 _COLUMNS = {

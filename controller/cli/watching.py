@@ -15,7 +15,7 @@ import msgspec
 
 from common.errors import FerryError, Unavailable
 from controller.cli.output import Output
-from controller.cli.rollout import phase_rows, reach_of
+from controller.cli.phases import phase_rows, reach_of
 from controller.rollouts.model import TERMINAL_ROLLOUT_STATES, ExecutionState, PhaseState, RolloutState
 
 if TYPE_CHECKING:

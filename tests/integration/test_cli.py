@@ -22,9 +22,11 @@ from common.errors import Conflict, InvalidInput, NotFound, Unavailable
 from common.ids import ReleaseRef
 from common.wire import JoinString
 from controller.cli import cli
+from controller.cli.watching import views
 from controller.client import FerryClient
 from controller.resources import CreateJoinToken
 from controller.rollouts.model import RolloutSpec
+from controller.store.port import Event
 from tests.integration.api_peer import ApiPeer, serving_in_thread, tiny_model
 
 Ferry = Callable[..., Result]
@@ -210,6 +212,24 @@ def test_a_rollout_is_created_steered_and_watched_to_its_end(ferry: Ferry, fleet
     assert "paused" in watched.stdout.splitlines()[0]
     assert "aborted" in watched.stdout.splitlines()[-1]
     assert ferry("rollout", "resume", rollout).exit_code == 4
+
+
+def test_a_rollout_is_followed_also_where_no_event_stream_gets_through(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Deaf(FerryClient):
+        def signals(self, *, kind: str = "", subject: str = "", after: int | None = None) -> Iterator[Event | None]:
+            raise Unavailable("the proxy swallows streams")
+
+    monkeypatch.setattr("controller.cli.watching.POLL_S", 0.1)
+    with FerryClient(fleet.api.url, fleet.api.token) as client, Deaf(fleet.api.url, fleet.api.token) as deaf:
+        rollout = client.create_rollout(RolloutSpec(release=ReleaseRef.parse("detector@1.0.0"))).id
+        seen = []
+        for view in views(deaf, rollout):
+            seen.append(view.state.value)
+            if len(seen) == 1:
+                client.act(rollout, "abort")
+    assert (seen[0], seen[-1]) == ("preparing", "aborted")
 
 
 def test_a_rollout_spec_can_come_from_a_file(ferry: Ferry, tmp_path: Path) -> None:
