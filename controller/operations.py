@@ -35,6 +35,8 @@ from controller.rollouts.preview import Preview, preview
 from controller.store.port import Event, Patch, Transaction
 
 RELEASES_PER_PAGE = 200
+SCAN_FROM_DEVICES = 500
+"""Beyond so many devices, one pass over the fleet is cheaper than a look-up each."""
 
 
 def create_rollout(
@@ -98,11 +100,7 @@ def load_snapshot(tx: Transaction, rollout: Rollout, listening_since: float | No
     if release is None:
         raise IntegrityFailure(f"rollout {rollout.id}: its release {rollout.spec.release} is not in the store")
     executions = tuple(tx.rollouts.executions(rollout.id))
-    devices = {
-        device.id: device
-        for device_id in watched(rollout, executions)
-        if (device := tx.devices.get(device_id)) is not None
-    }
+    devices = _devices(tx, frozenset(watched(rollout, executions)))
     queued = [devices[one.device] for one in executions if one.state is ExecutionState.QUEUED and one.device in devices]
     lineage, _ = _lineage(tx, release.manifest, queued)
     return Snapshot(
@@ -190,6 +188,11 @@ def _emit(tx: Transaction, kind: str, rollout: Rollout, now: float, **data: obje
 def _active_of(tx: Transaction, model: ModelName) -> list[commands.Part]:
     active = [rollout for rollout in tx.rollouts.active() if rollout.spec.release.model == model]
     return [(rollout, tx.rollouts.executions(rollout.id)) for rollout in active]
+
+
+def _devices(tx: Transaction, wanted: frozenset[DeviceId]) -> dict[DeviceId, Device]:
+    known = tx.devices.all() if len(wanted) > SCAN_FROM_DEVICES else map(tx.devices.get, wanted)
+    return {device.id: device for device in known if device is not None and device.id in wanted}
 
 
 def _lineage(

@@ -135,11 +135,12 @@ class Reconciler:
     async def _advance(self, rollout: Rollout) -> bool:
         """Take the rollout as far as it goes now; whether it could go further at once."""
         try:
+            # Most looks find nothing to do: they must not occupy the one writer.
+            if not await self._store.read(lambda tx: self._due(tx, rollout.id)[1]):
+                return False
             for _ in range(STEPS_PER_PASS_MAX):
-                # Most looks find nothing to do: they must not occupy the one writer.
-                if not await self._store.read(lambda tx: self._due(tx, rollout.id)[1]):
+                if not await self._step(rollout):
                     return False
-                await self._step(rollout)
         except FerryError as error:
             logger.warning("rollout %s: %s", rollout.id, error, extra={"rollout": rollout.id})
             return False
@@ -158,7 +159,8 @@ class Reconciler:
             if not await self._store.read(partial(has_open_ends, rollout_id=name)):
                 self._closed.add(name)
 
-    async def _step(self, rollout: Rollout) -> None:
+    async def _step(self, rollout: Rollout) -> bool:
+        """Plan and commit once; whether there was anything to do."""
         with tracer.start_as_current_span("rollout.step", context_from(rollout.traceparent)) as span:
             span.set_attribute("ferry.rollout.id", rollout.id)
             span.set_attribute("ferry.release", str(rollout.spec.release))
@@ -166,6 +168,7 @@ class Reconciler:
             span.set_attribute("ferry.actions", len(actions))
         if any(isinstance(action, RequestPatch) for action in actions):
             self._patches_requested()
+        return bool(actions)
 
     def _decide(self, tx: Transaction, rollout_id: str) -> list[Action]:
         """Plan and commit in one transaction, so that nothing changes in between."""

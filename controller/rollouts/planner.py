@@ -59,7 +59,7 @@ from controller.rollouts.patching import (
 )
 from controller.rollouts.transitions import ExecutionEvent, PhaseEvent, RolloutEvent
 
-ORDERS_PER_PLAN_MAX = 100
+ORDERS_PER_PLAN_MAX = 200
 """Orders made by one plan: each is signed inside the transaction that stores it, and that must be quick."""
 
 STOP_EVENTS = {
