@@ -102,7 +102,7 @@ class EmbeddedBroker:
         await end_stale_server(self._pid_file, self._config_file)
         self._users = self._load_users()
         self._password = self._load_secret()
-        self._password_hash = _hash(self._password)  # once: a user whose hash changes is cut off on reload
+        self._password_hash = _hash(self._password)  # once, so that the file changes only when users do
         self._port = self._port or kept_port(self._folder / "port", self._host, "broker_listen")
         async with self._turn:
             await self._launch()

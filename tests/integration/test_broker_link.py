@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from opentelemetry.metrics import NoOpMeter
+from paho.mqtt.enums import MQTTErrorCode
 
 from common.errors import InvalidInput, Unavailable
 from common.ids import DeviceId
@@ -42,10 +43,12 @@ class Ledger:
     def __init__(self) -> None:
         self.got: list[tuple[str, bytes]] = []
         self.refuse: list[Exception] = []
+        self.waiting = 0
         self.gate = asyncio.Event()
         self.gate.set()
 
     async def take(self, topic: Topic, payload: bytes) -> None:
+        self.waiting += 1
         await self.gate.wait()
         if self.refuse:
             raise self.refuse.pop(0)
@@ -121,7 +124,7 @@ async def test_what_was_not_committed_is_delivered_again(
     ledger.gate.clear()
     async with device(broker) as peer:
         await peer.publish("fc/v1/d/d1/tel", b"precious")
-        await eventually(lambda: len(link._inbox._waiting) == 0, "the hand-over")
+        await eventually(lambda: ledger.waiting, "the hand-over")
         await link.stop()
     survivor = Ledger()
     again = link_to(broker, survivor)
@@ -137,6 +140,8 @@ KILLED = """
 import asyncio, os, signal, sys
 from controller.broker.link import BrokerLink
 async def killed_before_commit(topic, payload):
+    for _ in range(100):
+        await asyncio.sleep(0)  # an acknowledgement sent too early would leave the process here
     os.kill(os.getpid(), signal.SIGKILL)
 async def main():
     link = BrokerLink(*sys.argv[1:5], killed_before_commit)
@@ -241,6 +246,31 @@ async def test_the_link_comes_back_after_the_broker_was_killed(
     async with device(broker) as peer:
         await peer.publish("fc/v1/d/d1/tel", b"hello again")
         await eventually(lambda: b"hello again" in ledger.payloads(), "a message after the return")
+
+
+async def test_a_late_acknowledgement_is_not_sent_on_another_connection(
+    broker: EmbeddedBroker, link: BrokerLink, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There, its packet id could belong to a message that was not committed yet."""
+    sent: list[int] = []
+    really_send = link._client.ack
+
+    def send(packet_id: int, qos: int) -> MQTTErrorCode:
+        sent.append(packet_id)
+        return really_send(packet_id, qos)
+
+    monkeypatch.setattr(link._client, "ack", send)
+    ledger.gate.clear()
+    async with device(broker) as peer:
+        await peer.publish("fc/v1/d/d1/tel", b"precious")
+        await eventually(lambda: ledger.waiting == 1, "its arrival")
+        os.kill(int((tmp_path / "broker/nats.pid").read_text()), signal.SIGKILL)
+        await eventually(lambda: not link.connected, "the loss")
+    await eventually(lambda: ledger.waiting == 2, "its second arrival")
+    ledger.gate.set()
+    await eventually(lambda: len(ledger.got) == 2 and sent, "both handled")
+    await link.stop()
+    assert len(sent) == 1
 
 
 async def test_a_broker_that_forgot_us_is_noticed(broker: EmbeddedBroker, ledger: Ledger) -> None:
