@@ -12,6 +12,8 @@ from common.ids import DeviceId
 from common.wire import TO_DEVICE, Kind
 
 FROM_DEVICE = tuple(kind for kind in Kind if kind not in TO_DEVICE)
+FOR_DEVICE = tuple(kind for kind in Kind if kind in TO_DEVICE)
+"""The same kinds as `TO_DEVICE`, in a fixed order."""
 
 
 class Admission(Protocol):

@@ -15,9 +15,8 @@ from pathlib import Path
 from common import durable
 from common.errors import InvalidInput
 from common.ids import DEVICE_ID, DeviceId
-from common.wire import TO_DEVICE, Kind
 from common.wire.topics import PREFIX
-from controller.broker.admission import FROM_DEVICE
+from controller.broker.admission import FOR_DEVICE, FROM_DEVICE
 
 SALT_BYTES = 12
 ITERATIONS = 101
@@ -92,11 +91,11 @@ def acl(username: str) -> str:
         (
             "# Written by ferry-controller; changes are overwritten.",
             f"user {username}",
-            *(f"topic write {PREFIX}/d/+/{kind.value}" for kind in Kind if kind in TO_DEVICE),
+            *(f"topic write {PREFIX}/d/+/{kind.value}" for kind in FOR_DEVICE),
             *(f"topic read {PREFIX}/d/+/{kind.value}" for kind in FROM_DEVICE),
             "",
             *(f"pattern write {PREFIX}/d/%u/{kind.value}" for kind in FROM_DEVICE),
-            *(f"pattern read {PREFIX}/d/%u/{kind.value}" for kind in Kind if kind in TO_DEVICE),
+            *(f"pattern read {PREFIX}/d/%u/{kind.value}" for kind in FOR_DEVICE),
             "",
         )
     )

@@ -16,9 +16,9 @@ from pathlib import Path
 import msgspec
 
 from common.ids import DeviceId
-from common.wire import TO_DEVICE, Topic
+from common.wire import Topic
 from common.wire.topics import PREFIX
-from controller.broker.admission import FROM_DEVICE
+from controller.broker.admission import FOR_DEVICE, FROM_DEVICE
 
 CONTROLLER_USER = "_controller"
 """Devices log in under their own id, and no device id has an underscore."""
@@ -87,7 +87,7 @@ def _device_subjects(device: DeviceId) -> tuple[list[str], list[str]]:
 
 def _controller_subjects() -> tuple[list[str], list[str]]:
     every = _subject(f"{PREFIX}/d")
-    return [f"{every}.*.{kind.value}" for kind in TO_DEVICE], [f"{every}.*.{kind.value}" for kind in FROM_DEVICE]
+    return [f"{every}.*.{kind.value}" for kind in FOR_DEVICE], [f"{every}.*.{kind.value}" for kind in FROM_DEVICE]
 
 
 def _subject(topic: str) -> str:
