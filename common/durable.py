@@ -10,6 +10,7 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from common.errors import StorageFull
 
@@ -22,12 +23,22 @@ def write_file(path: Path, data: bytes, mode: int = SHARED_MODE) -> None:
 
     Raises `StorageFull` when the disk or quota is full; the old file is then untouched.
     """
+    with replacing(path, mode) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: int = SHARED_MODE) -> Iterator[BinaryIO]:
+    """A file to write in pieces, which becomes `path` when the block ends well and is gone otherwise.
+
+    Raises `StorageFull` as `write_file` does, and the `OSError` of a folder that does not exist or may not be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explaining_full_disk(path):
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
             with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             commit_file(temporary, path)

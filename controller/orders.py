@@ -6,16 +6,13 @@ its order. `DesiredModel.order` is the generation in which that model's part las
 order (the last order is stored exactly as it was sent), so that news about one model does not disturb another.
 """
 
-import json
-
 import msgspec
 from msgspec.structs import replace
-from securesystemslib.dsse import Envelope
 
 from common.artifact import ReleaseManifest, digest_of
 from common.errors import IntegrityFailure
 from common.ids import DeviceId, Digest, ModelName, ReleaseRef
-from common.trust import Signer
+from common.trust import Signer, unverified_payload
 from common.wire import DesiredModel, DesiredState, PatchOffer, encode
 from common.wire.messages import DESIRED_PAYLOAD_TYPE
 from controller.devices import Device, choose_variant
@@ -91,8 +88,7 @@ def desired_state(
 
 def decode_order(order: Order) -> DesiredState:
     """What an order of our own says (its signature is not checked: it came from the store)."""
-    payload: bytes = Envelope.from_dict(json.loads(order.envelope)).payload
-    return msgspec.json.decode(payload, type=DesiredState)
+    return msgspec.json.decode(unverified_payload(order.envelope), type=DesiredState)
 
 
 def _last_models(tx: Transaction, device: DeviceId) -> tuple[DesiredModel, ...]:

@@ -31,7 +31,7 @@ DEFAULT_DOMAINS = frozenset({"", "ai.onnx"})
 
 DATATYPES = {
     1: "FP32", 2: "UINT8", 3: "INT8", 4: "UINT16", 5: "INT16", 6: "INT32", 7: "INT64", 8: "BYTES", 9: "BOOL",
-    10: "FP16", 11: "FP64", 12: "UINT32", 13: "UINT64", 16: "BF16",
+    10: "FP16", 11: "FP64", 12: "UINT32", 13: "UINT64",
 }  # fmt: skip
 """TensorProto.DataType to the name in the Open Inference Protocol V2; what is missing has none there."""
 

@@ -5,7 +5,6 @@ Reports and progress go to stderr, what `inspect` finds to stdout.
 """
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from common.durable import SHARED_MODE, commit_file, explaining_full_disk
+from common.durable import replacing
 from common.errors import InvalidInput
 from common.filesource import FileSource
 
@@ -139,19 +138,10 @@ def _progress(what: str) -> Iterator[Report | None]:
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[Callable[[bytes], object]]:
     """A sink whose bytes become the file `path` when the block ends well, and are gone otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with explaining_full_disk(path):
+    with contextlib.ExitStack() as stack:
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, SHARED_MODE)
+            file = stack.enter_context(replacing(path))
         except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
             fix = "name a folder that exists and that you may write to"
             raise InvalidInput(f"cannot write {path}: {error.strerror}", field="output", fix=fix) from error
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                yield file.write
-                file.flush()
-                os.fsync(file.fileno())
-            commit_file(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        yield file.write

@@ -133,7 +133,7 @@ class Story:
         phases = tuple(PhaseSpec(percent=percent) for percent in (20, 60, 100))
         rollout = self._rollout("4", file, "broken on purpose", phases)
         told = [entry for entry in self.client.executions(rollout.id) if entry.notified_at is not None]
-        stopped = rollout.state is RolloutState.ROLLED_BACK and all(entry.phase == 0 for entry in told)
+        stopped = rollout.state is RolloutState.ROLLED_BACK and {entry.phase for entry in told} == {0}
         seen = f"{rollout.state.value}; {len(told)} of {rollout.devices} devices were told; {rollout.reason}"
         self._expect("the bad release was stopped in its first phase and taken back", stopped, seen)
 
@@ -158,9 +158,8 @@ class Story:
             RolloutSpec(release=release, phases=phases, bake_s=BAKE_S, probation_s=PROBATION_S, silence_s=SILENCE_S)
         )
         rollout = self._until_over(rollout, meanwhile)
-        updates = self.updates.of(release)
-        if rollout.state is RolloutState.SUCCEEDED:
-            updates = self.updates.wait_for(release, len(DEVICES))
+        told = [entry for entry in self.client.executions(rollout.id) if entry.notified_at is not None]
+        updates = self.updates.wait_for(release, len(told))
         self.releases.append(
             figures.of_release(
                 release=str(release),
