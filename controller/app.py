@@ -17,6 +17,7 @@ from common import durable
 from common.clock import Clock, SystemClock
 from common.errors import Conflict, FerryError, InvalidInput, Unavailable
 from common.observability import otlp_endpoint
+from common.settings import parse_address
 from common.trust import Signer
 from common.wire import Kind, Topic
 from controller.api.application import build_api
@@ -30,7 +31,7 @@ from controller.broker.link import BrokerLink
 from controller.broker.mosquitto import MosquittoFiles
 from controller.broker.ports import kept_port
 from controller.broker.receiver import Receiver
-from controller.config import ANY_HOST, Settings, parse_address
+from controller.config import ANY_HOST, Settings
 from controller.housekeeping import Fleet, Forgetting, Republisher
 from controller.identity import claimed_folder, ensure_admin_token, load_signer
 from controller.metrics import Metrics, timing_requests

@@ -1,26 +1,21 @@
-"""The controller's settings: one struct, filled from a TOML file, then `FERRY_*` variables, then flags.
+"""The controller's settings (`common.settings` says how they are filled) and what must agree among them.
 
-Each field is a key of the file, a variable (`broker_listen`: `FERRY_BROKER_LISTEN`) and a flag (`--broker-listen`);
-later sources win. The field's type checks the value and its description is the documentation, so a setting is described
-once: `docs/reference/settings.md` and `--help` are made from here. A bad value is an `InvalidInput` that names where it
-came from.
+`docs/reference/settings.md` and `--help` are made from the descriptions here.
 """
 
-import difflib
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from common.errors import InvalidInput
+from common.settings import Setting, load, parse_address, settings_of
 
 ENV_PREFIX = "FERRY_"
 CONFIG_FILE = "FERRY_CONFIG"
 ANY_HOST = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  compared, not bound
-PORT_MAX = 65_535
 
 Day = 86_400.0
 
@@ -126,29 +121,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise InvalidInput("is for an external broker", field="mosquitto_files", fix="give --broker as well")
 
 
-class Setting(msgspec.Struct, frozen=True):
-    """One field of `Settings`, described."""
-
-    name: str
-    type: Any
-    default: Any
-    description: str
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        return ENV_PREFIX + self.name.upper()
-
-
 def all_settings() -> tuple[Setting, ...]:
     """Every setting, in the order in which they are documented."""
-    return tuple(
-        Setting(field.name, field.type, field.default, _description(field.type))
-        for field in msgspec.structs.fields(Settings)
-    )
+    return settings_of(Settings, ENV_PREFIX)
 
 
 def load_settings(flags: Mapping[str, str], environment: Mapping[str, str], file: str = "") -> Settings:
@@ -157,51 +132,11 @@ def load_settings(flags: Mapping[str, str], environment: Mapping[str, str], file
     Raises `InvalidInput` that names the flag, variable or key with a value that cannot be.
     """
     path = file or environment.get(CONFIG_FILE, "")
-    in_file = _read_file(Path(path)) if path else {}
-    values: dict[str, Any] = {}
-    for setting in all_settings():
-        sources = (
-            (f"{path}: {setting.name}", in_file.get(setting.name)),
-            (setting.variable, environment.get(setting.variable)),
-            (setting.flag, flags.get(setting.name)),
-        )
-        for source, value in sources:
-            if value is not None:
-                values[setting.name] = _converted(value, setting, source)
-    return Settings(**values)
-
-
-def parse_address(text: str, field: str) -> tuple[str, int]:
-    """`HOST:PORT` as a pair; IPv6 in brackets. `InvalidInput` for anything else."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not (port.isascii() and port.isdigit() and int(port) <= PORT_MAX):
-        raise InvalidInput(f"{text[:80]!r} is not HOST:PORT", field=field, fix="for example 127.0.0.1:8480")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def _description(annotated: Any) -> str:
-    (meta,) = (part for part in get_args(annotated) if isinstance(part, Meta))
-    return meta.description or ""
-
-
-def _converted(value: Any, setting: Setting, source: str) -> Any:
-    try:
-        return msgspec.convert(value, type=setting.type, strict=not isinstance(value, str))
-    except msgspec.ValidationError as error:
-        raise InvalidInput(str(error), field=source, fix=setting.description) from error
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        values = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise InvalidInput(f"cannot read {path}: {error.strerror}", field="config") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path} is not TOML: {error}", field="config") from error
-    known = [setting.name for setting in all_settings()]
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            fix = f"did you mean {near[0]!r}?" if near else "see docs/reference/settings.md"
-            raise InvalidInput(f"unknown setting {name!r}", field=str(path), fix=fix)
-    return values
+    return load(
+        Settings,
+        ENV_PREFIX,
+        flags=flags,
+        environment=environment,
+        file=Path(path) if path else None,
+        reference="docs/reference/settings.md",
+    )

@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from common.clock import Clock, SystemClock
+from common.settings import parse_address
 from edge_agent.broker import AgentLink
-from edge_agent.config import AgentSettings, parse_listen
+from edge_agent.config import AgentSettings
 from edge_agent.conversation import Conversation, Rhythm
 from edge_agent.executor import Executor, Parts, Standing
 from edge_agent.fetch import DesiredPoll, make_fetcher, open_session
@@ -90,7 +91,7 @@ class Agent:
         await executor.start()
         running.push_async_callback(executor.stop)
         runner, self.inference_url = await serve(
-            inference_app(server, self.status), *parse_listen(settings.inference_listen)
+            inference_app(server, self.status), *parse_address(settings.inference_listen, "inference_listen")
         )
         running.push_async_callback(runner.cleanup)
         await link.start()

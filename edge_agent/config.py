@@ -1,31 +1,24 @@
-"""The agent's settings: one struct, filled from a TOML file, then `FERRY_AGENT_*` variables, then flags.
+"""The agent's settings; `common.settings` says how they are filled.
 
-Each field is a key of the file, a variable (`inference_listen`: `FERRY_AGENT_INFERENCE_LISTEN`) and a flag of
-`ferry-agent run` (`--inference-listen`); later sources win. The field's type checks the value and its description is
-the documentation. The file is the one that `--config` or FERRY_AGENT_CONFIG names, else `agent.toml` in the data folder
-if there is one. A bad value is an `InvalidInput` that names where it came from.
-
+The file is the one that `--config` or FERRY_AGENT_CONFIG names, else `agent.toml` in the data folder if there is one.
 What the device is (its id, its credentials, its controller) is no setting: see `edge_agent.identity`.
 """
 
-import difflib
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from common.errors import InvalidInput
+from common.settings import Setting, load, parse_address, settings_of
 from edge_agent.fetch import FetchLimits
 
 ENV_PREFIX = "FERRY_AGENT_"
 CONFIG_VARIABLE = "FERRY_AGENT_CONFIG"
 CONFIG_FILE = "agent.toml"
 SYSTEM_DATA = Path("/var/lib/ferry-agent")
-PORT_MAX = 65_535
 
 MIB = 1024 * 1024
 
@@ -116,7 +109,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ] = "info"
 
     def __post_init__(self) -> None:
-        parse_listen(self.inference_listen)
+        parse_address(self.inference_listen, "inference_listen")
 
     def fetch_limits(self) -> FetchLimits:
         """The limits that downloads keep to."""
@@ -128,26 +121,9 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         )
 
 
-class Setting(msgspec.Struct, frozen=True):
-    """One field of `AgentSettings`, described."""
-
-    name: str
-    type: Any
-    description: str
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        return ENV_PREFIX + self.name.upper()
-
-
 def all_settings() -> tuple[Setting, ...]:
     """Every setting, in the order in which they are documented."""
-    fields = msgspec.structs.fields(AgentSettings)
-    return tuple(Setting(field.name, field.type, _description(field.type)) for field in fields)
+    return settings_of(AgentSettings, ENV_PREFIX)
 
 
 def load_settings(flags: Mapping[str, str | None], environment: Mapping[str, str], file: str = "") -> AgentSettings:
@@ -155,28 +131,14 @@ def load_settings(flags: Mapping[str, str | None], environment: Mapping[str, str
 
     Raises `InvalidInput` that names the flag, variable or key with a value that cannot be.
     """
-    path = _config_path(flags, environment, file)
-    in_file = _read_file(path) if path else {}
-    values: dict[str, Any] = {}
-    for setting in all_settings():
-        sources = (
-            (f"{path}: {setting.name}", in_file.get(setting.name)),
-            (setting.variable, environment.get(setting.variable)),
-            (setting.flag, flags.get(setting.name)),
-        )
-        for source, value in sources:
-            if value is not None:
-                values[setting.name] = _converted(value, setting, source)
-    return AgentSettings(**values)
-
-
-def parse_listen(text: str) -> tuple[str, int]:
-    """`HOST:PORT` as a pair; IPv6 in brackets. `InvalidInput` for anything else."""
-    host, _, port = text.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit() and int(port) <= PORT_MAX):
-        fix = "write HOST:PORT, for example 127.0.0.1:8100"
-        raise InvalidInput(f"{text[:80]!r} is not HOST:PORT", field="inference_listen", fix=fix)
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    return load(
+        AgentSettings,
+        ENV_PREFIX,
+        flags=flags,
+        environment=environment,
+        file=_config_path(flags, environment, file),
+        reference="docs/reference/agent.md",
+    )
 
 
 def _config_path(flags: Mapping[str, str | None], environment: Mapping[str, str], file: str) -> Path | None:
@@ -185,40 +147,3 @@ def _config_path(flags: Mapping[str, str | None], environment: Mapping[str, str]
     data = flags.get("data") or environment.get(f"{ENV_PREFIX}DATA")
     usual = (Path(data) if data else default_data(environment)) / CONFIG_FILE
     return usual if usual.is_file() else None
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        values = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise InvalidInput(f"cannot read {path}: {error.strerror}", field="config") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path} is not TOML: {error}", field="config") from error
-    known = [setting.name for setting in all_settings()]
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            fix = f"did you mean {near[0]!r}?" if near else "see docs/reference/agent.md"
-            raise InvalidInput(f"unknown setting {name!r}", field=str(path), fix=fix)
-    return values
-
-
-def _converted(value: Any, setting: Setting, source: str) -> Any:
-    is_text = isinstance(value, str)
-    if is_text and get_origin(get_args(setting.type)[0]) is tuple:
-        value = [part.strip() for part in value.split(",")]
-    try:
-        return msgspec.convert(value, type=setting.type, strict=not is_text, dec_hook=_as_path)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(str(error), field=source, fix=setting.description) from error
-
-
-def _as_path(_type: type, value: Any) -> Path:
-    if not isinstance(value, str) or not value:
-        raise ValueError("Expected the path of a file or folder")
-    return Path(value).expanduser()
-
-
-def _description(annotated: Any) -> str:
-    (meta,) = (part for part in get_args(annotated) if isinstance(part, Meta))
-    return meta.description or ""

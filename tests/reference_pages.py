@@ -14,8 +14,9 @@ from typing import Any, get_args
 import msgspec
 
 from common.artifact import manifest
+from common.settings import Setting
 from common.wire import codec, messages, topics
-from controller.config import Setting, all_settings
+from controller.config import all_settings
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
 HOW_MADE = "<!-- Generated from the code: change it there, then run `python -m tests.reference_pages`. -->"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import InvalidInput
-from edge_agent.config import AgentSettings, default_data, load_settings, parse_listen
+from edge_agent.config import AgentSettings, default_data, load_settings
 
 
 def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(tmp_path: Path) -> None:
@@ -82,10 +82,6 @@ def test_a_user_keeps_its_agent_in_its_own_state_folder(monkeypatch: pytest.Monk
     assert default_data({"XDG_STATE_HOME": "/state"}) == Path("/state/ferry-agent")
     monkeypatch.setattr("os.geteuid", lambda: 0)
     assert default_data({}) == Path("/var/lib/ferry-agent")
-
-
-def test_addresses_may_be_ipv6() -> None:
-    assert parse_listen("[::1]:80") == ("::1", 80)
 
 
 def test_download_settings_become_the_limits_of_downloads() -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from common.settings import Setting
 from edge_agent.__main__ import make_parser
 from edge_agent.app import SPOOL_FILE
-from edge_agent.config import CONFIG_FILE, AgentSettings, Setting, all_settings
+from edge_agent.config import CONFIG_FILE, AgentSettings, all_settings
 from edge_agent.enrol import PENDING_FILE
 from edge_agent.identity import FILE_NAME as IDENTITY_FILE
 from edge_agent.journal import FILE_NAME as JOURNAL_FILE

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import InvalidInput
-from controller.config import Settings, load_settings, parse_address
+from common.settings import parse_address
+from controller.config import Settings, load_settings
 
 
 def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(tmp_path: Path) -> None:
