@@ -37,6 +37,9 @@ NOT_MODIFIED = "not_modified"
 POLL_SPREAD = 0.25
 """Polls come up to this share early or late, so that a fleet that started together does not ask together."""
 
+HERD_S = 2.0
+"""When MQTT goes, it goes for the whole fleet: the polls that this causes are spread over this time."""
+
 
 class Rhythm(msgspec.Struct, frozen=True, kw_only=True):
     """How often, in seconds."""
@@ -181,6 +184,7 @@ class Conversation:
         try:
             async with asyncio.timeout(self._rhythm.poll_s * spread):
                 await self._ask_now.wait()
+                await asyncio.sleep(HERD_S * self._chance.random())
         except TimeoutError:
             pass
         self._ask_now.clear()

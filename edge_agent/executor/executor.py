@@ -63,6 +63,7 @@ class Executor:
             await self._check_previous(lane)
             lane.feed(ev.Restarted(at=now, clean=clean))
         await asyncio.gather(*(lane.settled() for lane in self._lanes.values()))
+        await asyncio.gather(*(lane.loaded() for lane in self._lanes.values()))
         self._order = await asyncio.to_thread(lambda: journal.order)
         if self._order is not None:
             self._follow_again(self._order)

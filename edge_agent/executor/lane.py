@@ -20,7 +20,7 @@ from edge_agent.executor import trial
 from edge_agent.executor.acquire import Acquisition
 from edge_agent.executor.parts import Parts
 from edge_agent.inference.serving import Candidate
-from edge_agent.update import FromPatch, Installed, ModelState, Source, step
+from edge_agent.update import FromPatch, Installed, ModelState, Source, Stage, step
 from edge_agent.update import events as ev
 from edge_agent.update.outcomes import expected
 
@@ -37,6 +37,7 @@ class Lane:
         self.state = state
         self._parts = parts
         self._queue: asyncio.Queue[tuple[ev.Event, int | None]] = asyncio.Queue()
+        self._moved = asyncio.Event()
         self._turn = 0
         self._work: asyncio.Task[None] | None = None
         self._waiting = False
@@ -70,6 +71,15 @@ class Lane:
         """Return when every event so far, and every event from those, has been dealt with (not the work they began)."""
         await self._queue.join()
 
+    async def loaded(self) -> None:
+        """Return when a candidate that is all the model has is loaded, or will not be for now.
+
+        After a restart in the first release's probation there is nothing older that could answer meanwhile.
+        """
+        while self.state.stage in {Stage.WARMING, Stage.SWITCHING} and not (self.state.installed or self.state.trouble):
+            self._moved.clear()
+            await self._moved.wait()
+
     async def _consume(self) -> None:
         while True:
             event, turn = await self._queue.get()
@@ -79,6 +89,7 @@ class Lane:
             except Exception:  # the state is as it was saved; the next event, order or restart goes on from there
                 logger.exception("an update step broke", extra={"model": self.state.model})
             finally:
+                self._moved.set()
                 self._queue.task_done()
 
     async def _handle(self, event: ev.Event) -> None:

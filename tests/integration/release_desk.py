@@ -1,7 +1,8 @@
 """A small controller for the agent's tests: it signs orders and manifests and serves blobs over real HTTP, with faults.
 
 `faults` maps a digest to what is wrong with it: `tamper` flips a byte, `truncate` sends half and closes, `missing` is
-404, `break_once` sends half of the first answer and closes. `sent` counts the bytes that left for each digest.
+404, `break_once` sends half of the first answer and closes. `sent` counts the bytes that left for each digest. The
+device's twin is here too: polls get the newest order, reports are kept in `reports`.
 """
 
 from collections import Counter
@@ -17,7 +18,7 @@ from common.artifact.onnx_io import read_signature
 from common.artifact.source import BytesSource
 from common.ids import DeviceId, Digest, ModelName, Version
 from common.trust import PublicKey, Signer
-from common.wire import DesiredModel, DesiredState, PatchOffer, encode
+from common.wire import DesiredModel, DesiredState, PatchOffer, ReportedState, decode, encode
 from common.wire.messages import DESIRED_PAYLOAD_TYPE
 
 DEVICE = DeviceId("dev-1")
@@ -35,6 +36,9 @@ class ReleaseDesk:
         self.asked: Counter[Digest] = Counter()
         self.generation = 0
         self.url = ""
+        self.newest = b""
+        self.not_modified = 0
+        self.reports: list[ReportedState] = []
         self._runner: web.AppRunner | None = None
 
     @property
@@ -44,6 +48,8 @@ class ReleaseDesk:
     async def start(self) -> None:
         application = web.Application()
         application.router.add_get("/v1/blobs/{digest}", self._blob)
+        application.router.add_get("/v1/devices/{device}/desired", self._desired)
+        application.router.add_put("/v1/devices/{device}/reported", self._reported)
         self._runner = web.AppRunner(application, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
@@ -76,14 +82,36 @@ class ReleaseDesk:
         summary = delta.make(BytesSource(base), BytesSource(target), pieces.append)
         return PatchOffer(digest_of(base), self.put(b"".join(pieces)), summary.codec)
 
-    def order(self, *models: DesiredModel, device: DeviceId = DEVICE, generation: int | None = None) -> bytes:
-        """The next signed order."""
+    def order(
+        self,
+        *models: DesiredModel,
+        device: DeviceId = DEVICE,
+        generation: int | None = None,
+        traceparent: str | None = None,
+    ) -> bytes:
+        """The next signed order; it is also what a poll gets."""
         if generation is None:
             self.generation += 1
         desired = DesiredState(
-            device=device, generation=generation or self.generation, issued_at=1.0, models=models, traceparent=None
+            device=device,
+            generation=generation or self.generation,
+            issued_at=1.0,
+            models=models,
+            traceparent=traceparent,
         )
-        return self.signer.sign(DESIRED_PAYLOAD_TYPE, encode(desired))
+        self.newest = self.signer.sign(DESIRED_PAYLOAD_TYPE, encode(desired))
+        return self.newest
+
+    async def _desired(self, request: web.Request) -> web.Response:
+        etag = f'"{digest_of(self.newest)}"'
+        if request.headers.get("If-None-Match") == etag:
+            self.not_modified += 1
+            return web.Response(status=304, headers={"ETag": etag})
+        return web.Response(body=self.newest, headers={"ETag": etag})
+
+    async def _reported(self, request: web.Request) -> web.Response:
+        self.reports.append(decode(await request.read(), ReportedState))
+        return web.Response(status=204)
 
     async def _blob(self, request: web.Request) -> web.StreamResponse:
         digest = Digest(request.match_info["digest"])

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from common.artifact import digest_of
 from common.backoff import Backoff
@@ -53,6 +56,13 @@ class Device:
 
     async def stop(self) -> None:
         await self.executor.stop()
+        await self.server.close()
+        await self.session.close()
+        self.journal.close()
+
+    async def die(self) -> None:
+        """End as a killed process does: nothing is said to the journal."""
+        await asyncio.gather(*(lane.stop() for lane in self.executor._lanes.values()))
         await self.server.close()
         await self.session.close()
         self.journal.close()
@@ -300,6 +310,81 @@ async def test_the_installed_release_serves_after_a_restart_with_nobody_to_ask(
         assert await device.ask() == ("1", True)
         assert not list((tmp_path / "downloads").iterdir())
         assert device.executor.standing().generation == 1
+
+
+async def test_every_change_of_what_serves_is_in_the_journal_first(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, broken = real_models[0].read_bytes(), fails_on(real_models[0], token=101)
+    seen: list[tuple[str, str]] = []
+    async with device_at(tmp_path, desk) as device:
+        for name in ("switch", "commit", "revert", "retire"):
+            act = getattr(device.server, name)
+
+            def spy(subject: object, name: str = name, act: Callable[[object], object] = act) -> object:
+                seen.append((name, device.journal.load()[MODEL].stage.value))
+                return act(subject)
+
+            monkeypatch.setattr(device.server, name, spy)
+        await device.executor.accept(desk.order(desk.release("1", one)))
+        await device.finished(1)
+        await device.executor.accept(desk.order(desk.release("2", broken, probation_s=30.0)))
+        await eventually(lambda: device.model and device.model.phase == "probation", "probation")
+        for _ in range(8):
+            await device.ask(token=101)
+        await device.finished(2)
+        await device.executor.accept(desk.order())
+        await eventually(lambda: not device.server.models(), "nothing is served")
+    assert seen == [
+        ("switch", "switching"),
+        ("commit", "idle"),
+        ("switch", "switching"),
+        ("revert", "failed"),
+        ("retire", "retired"),
+    ]
+
+
+async def live_and_die_in_probation(device: Device) -> None:
+    await device.executor.start()
+    assert (await device.ask())[0] in {"1", "2"}
+    await eventually(lambda: device.model and device.model.phase == "probation", "probation again")
+    await device.die()
+
+
+async def test_a_release_that_the_agent_dies_over_twice_is_taken_back(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    one, two = (path.read_bytes() for path in real_models)
+    async with device_at(tmp_path, desk) as device:
+        await device.executor.accept(desk.order(desk.release("1", one)))
+        await device.finished(1)
+        await device.executor.accept(desk.order(desk.release("2", two, probation_s=3600.0)))
+        await eventually(lambda: device.model and device.model.phase == "probation", "probation")
+    # A clean stop is no strike, and two kills are; the old release answers in between.
+    for _ in range(2):
+        await live_and_die_in_probation(Device(tmp_path, desk))
+    async with device_at(tmp_path, desk) as device:
+        update = await device.finished(2)
+        assert (update.outcome, update.reason) == ("rolled_back", "unclean_restarts")
+        assert await device.ask() == ("1", True)
+        assert len(device.server.models()) == 1
+
+
+async def test_an_update_continues_the_trace_of_its_order(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr("edge_agent.executor.lane.tracer", provider.get_tracer("test"))
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    async with device_at(tmp_path, desk) as device:
+        release = desk.release("1", real_models[0].read_bytes())
+        await device.executor.accept(desk.order(release, traceparent=f"00-{trace_id}-b7ad6b7169203331-01"))
+        await device.finished(1)
+        assert device.executor.standing().traceparent
+    spans = exporter.get_finished_spans()
+    assert {f"update.{name}" for name in ("fetch", "build", "warm", "switch", "watch")} <= {span.name for span in spans}
+    assert {format(span.context.trace_id, "032x") for span in spans if span.context} == {trace_id}
 
 
 async def test_a_damaged_slot_is_noticed_at_start_and_fetched_again(

@@ -1,0 +1,122 @@
+"""The whole agent in this process: it serves before it has a network, and lives on HTTP alone while MQTT is silent."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+import pytest
+
+from common.errors import Unavailable
+from edge_agent.app import Agent
+from edge_agent.config import AgentSettings
+from edge_agent.identity import BrokerAccess, Identity
+from edge_agent.telemetry.spool import Spool
+from tests.conftest import eventually
+from tests.integration.release_desk import DEVICE, MODEL, ReleaseDesk
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[ReleaseDesk]:
+    desk = ReleaseDesk()
+    await desk.start()
+    yield desk
+    await desk.stop()
+
+
+def identity_at(desk: ReleaseDesk) -> Identity:
+    """A member of the desk's fleet whose broker is not there."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    return Identity(
+        device=DEVICE,
+        device_token="token",
+        controller_url=desk.url,
+        broker=BrokerAccess(url=f"mqtt://127.0.0.1:{port}", username="u", password="p"),
+        client_id="client",
+        signing_keys=desk.keys,
+        heartbeat_s=1.0,
+        poll_s=0.2,
+    )
+
+
+@asynccontextmanager
+async def agent_at(folder: Path, desk: ReleaseDesk, listen: str = "127.0.0.1:0") -> AsyncIterator[Agent]:
+    settings = AgentSettings(data=folder, inference_listen=listen, telemetry_s=0.2, disk_reserve_bytes=0)
+    agent = Agent(settings, identity_at(desk))
+    await agent.start()
+    try:
+        yield agent
+    finally:
+        await agent.stop()
+
+
+async def ask(agent: Agent) -> str:
+    """The version that answers one real request."""
+    tensor = {"name": "bytes", "datatype": "INT32", "shape": [1, 2048], "data": np.zeros(2048, int).tolist()}
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(f"{agent.inference_url}/v2/models/{MODEL}/infer", json={"inputs": [tensor]}) as response,
+    ):
+        assert response.status == 200, await response.text()
+        version: str = (await response.json())["model_version"]
+        return version
+
+
+async def test_without_a_broker_orders_come_and_reports_go_over_http(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    desk.order(desk.release("1", real_models[0].read_bytes()))
+    async with agent_at(tmp_path, desk) as agent:
+        await eventually(lambda: desk.reports and any(m.running == "1" for m in desk.reports[-1].models), "it runs")
+        assert await ask(agent) == "1"
+        await eventually(lambda: desk.not_modified >= 2, "polls without news are answered 304")
+        desk.order(desk.release("2", real_models[1].read_bytes()))
+        await eventually(
+            lambda: any(m.running == "2" and m.phase == "idle" for m in desk.reports[-1].models), "the next one runs"
+        )
+        assert await ask(agent) == "2"
+        status = agent.status()
+        assert (status["connected"], status["generation"]) == (False, 2)
+    numbers = [(report.epoch, report.seq) for report in desk.reports]
+    assert numbers == sorted(set(numbers)), "every report has its own place in the device's history"
+
+
+@pytest.mark.parametrize("probation_s", [0.1, 3600.0], ids=["committed", "in its first probation"])
+async def test_what_is_on_the_device_is_served_before_any_network(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path], probation_s: float
+) -> None:
+    desk.order(desk.release("1", real_models[0].read_bytes(), probation_s=probation_s))
+    async with agent_at(tmp_path, desk):
+        await eventually(lambda: desk.reports and any(m.running == "1" for m in desk.reports[-1].models), "it runs")
+    await desk.stop()
+    async with agent_at(tmp_path, desk) as agent:
+        assert await ask(agent) == "1"
+
+
+async def test_telemetry_stays_on_the_disk_until_somebody_takes_it(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    desk.order(desk.release("1", real_models[0].read_bytes()))
+    async with agent_at(tmp_path, desk) as agent:
+        await eventually(lambda: desk.reports and any(m.running == "1" for m in desk.reports[-1].models), "it runs")
+        await asyncio.gather(*(ask(agent) for _ in range(5)))
+    spool = Spool(tmp_path / "telemetry.db")
+    windows = [entry.window for entry in spool.peek(100)]
+    spool.close()
+    assert sum(window.requests for window in windows) >= 5
+
+
+async def test_an_agent_that_cannot_listen_says_so_and_leaves_nothing_behind(tmp_path: Path, desk: ReleaseDesk) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(Unavailable, match="cannot listen"):
+            async with agent_at(tmp_path, desk, f"127.0.0.1:{taken.getsockname()[1]}"):
+                pass
+    async with agent_at(tmp_path, desk) as agent:
+        assert agent.inference_url
