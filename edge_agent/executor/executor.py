@@ -66,7 +66,7 @@ class Executor:
         await asyncio.gather(*(lane.loaded() for lane in self._lanes.values()))
         self._order = await asyncio.to_thread(lambda: journal.order)
         if self._order is not None:
-            self._follow_again(self._order)
+            self._tell_again(self._order)
 
     async def stop(self) -> None:
         """Stop where everything stands, in good order."""
@@ -93,7 +93,8 @@ class Executor:
                 return self._refuse(str(error))
             self._order, self._refused = accepted, ""
             logger.info("order accepted", extra={"generation": desired.generation})
-            await self._follow(desired)
+            await self._forget_retired(desired)
+            self._tell(desired)
             self._parts.changed()
             return True
 
@@ -114,30 +115,10 @@ class Executor:
             traceparent=self._traceparent,
         )
 
-    async def _follow(self, desired: DesiredState) -> None:
-        now, wanted = self._parts.clock.now(), {target.model for target in desired.models}
+    def _tell(self, desired: DesiredState) -> None:
+        """Every lane what the order wants of it; being told twice changes nothing."""
+        now, wanted = self._parts.clock.now(), {target.model: target for target in desired.models}
         self._traceparent = desired.traceparent
-        for model, lane in list(self._lanes.items()):
-            if model in wanted:
-                continue
-            if lane.state.stage is Stage.RETIRED:
-                await self._forget(model)
-            else:
-                lane.feed(ev.Withdrawn(at=now))
-        for target in desired.models:
-            lane = self._lanes.get(target.model) or self._lane(ModelState(model=target.model))
-            lane.feed(ev.Ordered(at=now, target=target, traceparent=desired.traceparent))
-
-    def _follow_again(self, order: AcceptedOrder) -> None:
-        """After a restart: some lane may not have been told yet. Being told twice changes nothing."""
-        try:
-            desired = open_order(order.envelope, self._parts.keys, self._device, order.generation - 1)
-        except FerryError as error:
-            logger.warning("the accepted order does not verify any more: %s", error)
-            return
-        now = self._parts.clock.now()
-        self._traceparent = desired.traceparent
-        wanted = {target.model: target for target in desired.models}
         for model in self._lanes.keys() | wanted.keys():
             lane = self._lanes.get(model) or self._lane(ModelState(model=model))
             if model in wanted:
@@ -145,9 +126,19 @@ class Executor:
             else:
                 lane.feed(ev.Withdrawn(at=now))
 
-    async def _forget(self, model: ModelName) -> None:
-        await self._lanes.pop(model).stop()
-        await asyncio.to_thread(self._parts.journal.forget, model)
+    def _tell_again(self, order: AcceptedOrder) -> None:
+        """After a restart: some lane may not have been told before it."""
+        try:
+            self._tell(open_order(order.envelope, self._parts.keys, self._device, order.generation - 1))
+        except FerryError as error:
+            logger.warning("the accepted order does not verify any more: %s", error)
+
+    async def _forget_retired(self, desired: DesiredState) -> None:
+        """A model that an earlier order retired has been reported as gone since; it need not be remembered."""
+        wanted = {target.model for target in desired.models}
+        for model in [m for m, lane in self._lanes.items() if lane.state.stage is Stage.RETIRED and m not in wanted]:
+            await self._lanes.pop(model).stop()
+            await asyncio.to_thread(self._parts.journal.forget, model)
 
     def _refuse(self, why: str) -> bool:
         if why[:TEXT_CHARS_MAX] != self._refused:
