@@ -134,27 +134,23 @@ def latencies(samples: Sequence[Sample]) -> tuple[float | None, float | None]:
 
 
 def releases_table(figures: Figures) -> Table:
-    """The releases, one row each; it fits 80 columns."""
+    """The releases, two lines each; it fits 80 columns."""
     table = Table(title="What each release cost", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("release", "how it came", "moved of full", "converged", "p50 / p99 ms", "failed"):
-        table.add_column(column, justify="left" if column in {"release", "how it came"} else "right")
+    table.add_column("release", no_wrap=True)
+    table.add_column("how it came", no_wrap=True)
+    for heading in ("moved of full", "converged", "p50 / p99", "failed"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in figures.releases:
         table.add_row(
             f"{row.release.rpartition('@')[2]} {row.state.replace('_', ' ')}\n[dim]{row.note}",
             f"{_counted(dict(Counter(row.strategies.values())))}\n[dim]over {_counted(row.transports)}",
-            f"{row.moved_percent:.3g} %\n[dim]{size(row.bytes_moved)} of {size(row.full_bytes)}",
+            f"{row.moved_percent:.3g} %\n[dim]{size(row.bytes_moved)} / {size(row.full_bytes)}",
             f"{row.converge_s:.1f} s",
-            f"{milliseconds(row.p50_s)} / {milliseconds(row.p99_s)}",
+            latency(row.p50_s, row.p99_s),
             str(row.failed_requests),
         )
-    table.add_row(
-        "no update",
-        "",
-        "",
-        "",
-        f"{milliseconds(figures.idle_p50_s)} / {milliseconds(figures.idle_p99_s)}",
-        str(figures.failed_requests - sum(row.failed_requests for row in figures.releases)),
-    )
+    others = figures.failed_requests - sum(row.failed_requests for row in figures.releases)
+    table.add_row("no update", "", "", "", latency(figures.idle_p50_s, figures.idle_p99_s), str(others))
     return table
 
 
@@ -167,9 +163,11 @@ def expectations_table(figures: Figures) -> Table:
     return table
 
 
-def milliseconds(seconds: float | None) -> str:
-    """For people."""
-    return "-" if seconds is None else f"{seconds * MILLISECONDS:.1f}"
+def latency(p50_s: float | None, p99_s: float | None) -> str:
+    """Two quantiles for people."""
+    if p50_s is None or p99_s is None:
+        return "-"
+    return f"{p50_s * MILLISECONDS:.0f} / {p99_s * MILLISECONDS:.0f} ms"
 
 
 def size(count: int) -> str:

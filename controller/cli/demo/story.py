@@ -101,7 +101,7 @@ class Story:
 
     def _first_release(self) -> None:
         self.watcher.chapter(f"v1 ({self.base.name}) goes to every device")
-        self._rollout("1", self.base.onnx_file, self.base.name, (PhaseSpec(percent=100),))
+        self._rollout("1", self.base.onnx_file, "the first", (PhaseSpec(percent=100),))
         for application in self.applications.values():
             application.start()
         self._calm()
@@ -110,7 +110,7 @@ class Story:
         self.watcher.chapter(f"v2 ({self.retrained.name}, retrained) goes out in phases of 20, 60 and 100 %")
         phases = tuple(PhaseSpec(percent=percent) for percent in (20, 60, 100))
         killer = _KillInDownload(self)
-        self._rollout("2", self.retrained.onnx_file, f"{self.retrained.name}, a retrain", phases, meanwhile=killer)
+        self._rollout("2", self.retrained.onnx_file, "retrained", phases, meanwhile=killer)
         resumed = self.updates.latest(SLOW_DEVICE).report.resumed_bytes
         seen = f"killed after {killer.bytes_at_kill:,} bytes, {resumed:,} bytes were not fetched again"
         self._expect(
@@ -122,7 +122,7 @@ class Story:
         before, after, bias = self._fit()
         models.recalibrated(self.retrained.onnx_file, bias, file)
         self.watcher.progress(f"negative log-likelihood on {len(self.files)} files: {before:.3f} -> {after:.3f} nats")
-        self._rollout("3", file, "final layer recalibrated", (PhaseSpec(percent=20), PhaseSpec(percent=100)))
+        self._rollout("3", file, "recalibrated", (PhaseSpec(percent=20), PhaseSpec(percent=100)))
         self._expect(
             "v3 fits the files of this machine better than v2", after < before, f"{before:.3f} -> {after:.3f} nats"
         )
@@ -131,7 +131,7 @@ class Story:
         self.watcher.chapter("v4 is broken: it loads and warms up, and answers NaN to most files")
         models.broken(good, file)
         phases = tuple(PhaseSpec(percent=percent) for percent in (20, 60, 100))
-        rollout = self._rollout("4", file, "broken on purpose", phases)
+        rollout = self._rollout("4", file, "broken", phases)
         told = [entry for entry in self.client.executions(rollout.id) if entry.notified_at is not None]
         stopped = rollout.state is RolloutState.ROLLED_BACK and {entry.phase for entry in told} == {0}
         seen = f"{rollout.state.value}; {len(told)} of {rollout.devices} devices were told; {rollout.reason}"
