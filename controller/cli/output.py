@@ -14,7 +14,7 @@ import msgspec
 T = TypeVar("T")
 
 FORMATS = ("table", "json", "yaml", "name")
-KIB = 1024
+KILO = 1000
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 Columns = Mapping[str, Callable[[T], str]]
@@ -72,10 +72,10 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def size(number: float) -> str:
-    """Bytes for people: 3.2 MB (powers of 1024)."""
+    """Bytes for people: 3.2 MB (SI units, powers of 1000)."""
     value, unit = float(number), 0
-    while value >= KIB and unit < len(UNITS) - 1:
-        value, unit = value / KIB, unit + 1
+    while value >= KILO and unit < len(UNITS) - 1:
+        value, unit = value / KILO, unit + 1
     return f"{value:.0f} {UNITS[unit]}" if unit == 0 or value >= 100 else f"{value:.1f} {UNITS[unit]}"
 
 

@@ -78,9 +78,9 @@ def test_labels_are_set_and_removed() -> None:
 
 
 def test_sizes_and_shares_read_well() -> None:
-    assert [size(number) for number in (0, 1023, 1024, 3_355_443, 200 * 2**20)] == [
+    assert [size(number) for number in (0, 999, 1000, 3_163_737, 200_000_000)] == [
         "0 B",
-        "1023 B",
+        "999 B",
         "1.0 kB",
         "3.2 MB",
         "200 MB",

@@ -46,14 +46,13 @@ def demo(models: Path, as_json: bool, keep: bool) -> None:
 
     console = Console(stderr=as_json)
     try:
-        figures = _tell(models, console, keep)
+        figures = _tell(models, console, keep, as_json)
     except FerryError as error:
         raise click.ClickException(str(error)) from error
-    _show(figures, console, as_json)
     sys.exit(0 if figures.held else EXIT_NOT_HELD)
 
 
-def _tell(models: Path, console: "Console", keep: bool) -> "Figures":
+def _tell(models: Path, console: "Console", keep: bool, as_json: bool) -> "Figures":
     try:
         from controller.cli.demo.story import Story
     except ImportError as error:
@@ -63,6 +62,7 @@ def _tell(models: Path, console: "Console", keep: bool) -> "Figures":
         with console.status("starting the controller") as status:
             endpoint = fleet.start_controller()
             figures = Story(fleet, endpoint, models, _watcher(console, status)).run()
+        _show(figures, console, as_json)
         if keep:
             _print_what_to_try(fleet, endpoint, console)
         return figures

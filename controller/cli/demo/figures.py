@@ -16,9 +16,9 @@ from rich.table import Table
 from common.ids import DeviceId, Version
 from common.wire import UpdateReport
 from controller.cli.demo.traffic import Sample, quantile
+from controller.cli.output import size
 
 MILLISECONDS = 1000.0
-MEGABYTE = 1_000_000
 
 
 class Update(msgspec.Struct, frozen=True):
@@ -135,10 +135,10 @@ def latencies(samples: Sequence[Sample]) -> tuple[float | None, float | None]:
 
 def releases_table(figures: Figures) -> Table:
     """The releases, two lines each; it fits 80 columns."""
-    table = Table(title="What each release cost", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("release", no_wrap=True)
-    table.add_column("how it came", no_wrap=True)
-    for heading in ("moved of full", "converged", "p50 / p99", "failed"):
+    table = Table(title="What each release cost", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    for heading in ("release", "how it came"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("moved of full", "converged", "p50 / p99", "requests"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in figures.releases:
         table.add_row(
@@ -147,10 +147,18 @@ def releases_table(figures: Figures) -> Table:
             f"{row.moved_percent:.3g} %\n[dim]{size(row.bytes_moved)} / {size(row.full_bytes)}",
             f"{row.converge_s:.1f} s",
             latency(row.p50_s, row.p99_s),
-            str(row.failed_requests),
+            f"{row.requests_during_swaps:,}\n[dim]{row.failed_requests} failed",
         )
+    during_swaps = sum(row.requests_during_swaps for row in figures.releases)
     others = figures.failed_requests - sum(row.failed_requests for row in figures.releases)
-    table.add_row("no update", "", "", "", latency(figures.idle_p50_s, figures.idle_p99_s), str(others))
+    table.add_row(
+        "no update",
+        "",
+        "",
+        "",
+        latency(figures.idle_p50_s, figures.idle_p99_s),
+        f"{figures.requests - during_swaps:,}\n[dim]{others} failed",
+    )
     return table
 
 
@@ -168,11 +176,6 @@ def latency(p50_s: float | None, p99_s: float | None) -> str:
     if p50_s is None or p99_s is None:
         return "-"
     return f"{p50_s * MILLISECONDS:.0f} / {p99_s * MILLISECONDS:.0f} ms"
-
-
-def size(count: int) -> str:
-    """Bytes for people."""
-    return f"{count / 1e6:.1f} MB" if count >= MEGABYTE else f"{count / 1e3:.1f} kB"
 
 
 def _latency(samples: Sequence[Sample], share: float) -> float | None:
