@@ -11,11 +11,11 @@ from typing import Literal, get_args
 import msgspec
 from msgspec.structs import replace
 
-from common.errors import Conflict, InvalidInput, NotFound
+from common.errors import Conflict, NotFound
 from common.ids import DeviceId, ReleaseRef
 from controller.devices import Device
 from controller.rollouts.lifecycle import current_phase, moved, phases_after, revised, with_queued_canceled
-from controller.rollouts.membership import draw, select
+from controller.rollouts.membership import draw, select_some
 from controller.rollouts.model import (
     Execution,
     ExecutionState,
@@ -61,10 +61,7 @@ def create(
     if not exists(spec.release):
         fix = "publish it first: ferry release publish"
         raise NotFound(f"release {spec.release} does not exist", field="release", fix=fix)
-    matched = select(spec.selector, devices, now)
-    if not matched:
-        fix = "try it with: ferry device list --selector"
-        raise InvalidInput("matches no device", field="selector", fix=fix)
+    matched = select_some(spec.selector, devices, now)
     placed = draw(salt, matched, spec.phases, now)
     rollout = Rollout(
         id=id,

@@ -33,6 +33,17 @@ def select(selector: str, devices: Iterable[Device], now: float, field: str = "s
     return [device for device in devices if expression.matches(facts(device, now))]
 
 
+def select_some(selector: str, devices: Iterable[Device], now: float) -> list[Device]:
+    """As `select`, but `InvalidInput` when there is none: a rollout over nobody is a mistake."""
+    fleet = list(devices)
+    if not fleet:
+        raise InvalidInput("the fleet has no devices", field="selector", fix="let one join: ferry device token create")
+    matched = select(selector, fleet, now)
+    if not matched:
+        raise InvalidInput("matches no device", field="selector", fix="try it with: ferry device list --selector")
+    return matched
+
+
 def reach(phase: PhaseSpec, total: int) -> int | None:
     """How many of `total` devices a phase by percent or count reaches, earlier phases included; None by selector."""
     if phase.count is not None:

@@ -11,9 +11,8 @@ import msgspec
 from msgspec.structs import replace
 
 from common.artifact.manifest import ReleaseManifest
-from common.errors import InvalidInput
 from controller.devices import Device, Presence, presence
-from controller.rollouts.membership import draw, select
+from controller.rollouts.membership import draw, select_some
 from controller.rollouts.model import RolloutSpec
 from controller.rollouts.patching import Lineage, PatchKey, target_artifact, undecided, wanted_patches
 
@@ -58,9 +57,7 @@ def preview(
     now: float,
 ) -> Preview:
     """What `spec` would do at `now`; raises as `commands.create` does. `patch_bytes` are the sizes of ready patches."""
-    matched = select(spec.selector, devices, now)
-    if not matched:
-        raise InvalidInput("matches no device", field="selector", fix="try it with: ferry device list --selector")
+    matched = select_some(spec.selector, devices, now)
     placed = draw(salt, matched, spec.phases, now)
     costs = {device.id: _one(device, manifest, lineage, patch_bytes, now) for device in matched}
     phases = tuple(

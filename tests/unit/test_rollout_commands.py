@@ -128,3 +128,9 @@ def test_a_rollout_that_has_ended_can_be_taken_back_unless_a_newer_one_has_its_d
     with pytest.raises(Conflict, match="r9"):
         refuse_rollback_over(done, parts, [(newer, [told("d0")])])
     refuse_rollback_over(done, parts, [(newer, [told("d3")]), (done, parts)])
+
+
+def test_a_fleet_without_devices_is_told_apart_from_a_selector_that_matches_none() -> None:
+    with pytest.raises(InvalidInput, match="the fleet has no devices") as refused:
+        create(a_spec(), [], now=NOW, id="r1", salt="s", actor="ann", exists=lambda _ref: True)
+    assert "token create" in str(refused.value.fix)

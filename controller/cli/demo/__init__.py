@@ -105,7 +105,9 @@ def _watcher(console: "Console", status: "Status") -> "Watcher":
 def _show(figures: "Figures", console: "Console", as_json: bool) -> None:
     from controller.cli.demo.figures import expectations_table, releases_table
 
+    console.print()
     console.print(releases_table(figures))
+    console.print()
     console.print(expectations_table(figures))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(figures)))

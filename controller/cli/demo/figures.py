@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
-from rich import box
 from rich.table import Table
 
 from common.ids import DeviceId, Version
@@ -135,16 +134,16 @@ def latencies(samples: Sequence[Sample]) -> tuple[float | None, float | None]:
 
 def releases_table(figures: Figures) -> Table:
     """The releases, two lines each; it fits 80 columns."""
-    table = Table(title="What each release cost", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title="What each release cost", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in ("release", "how it came"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("moved of full", "converged", "p50 / p99", "requests"):
+    for heading in ("moved of full", "took", "p50/p99 ms", "requests"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in figures.releases:
         table.add_row(
             f"{row.release.rpartition('@')[2]} {row.state.replace('_', ' ')}\n[dim]{row.note}",
-            f"{_counted(dict(Counter(row.strategies.values())))}\n[dim]over {_counted(row.transports)}",
-            f"{row.moved_percent:.3g} %\n[dim]{size(row.bytes_moved)} / {size(row.full_bytes)}",
+            f"{_counted(dict(Counter(row.strategies.values())))}\n[dim]over {', '.join(sorted(row.transports))}",
+            f"{row.moved_percent:.3g} %\n[dim]{size(row.bytes_moved)} of {size(row.full_bytes)}",
             f"{row.converge_s:.1f} s",
             latency(row.p50_s, row.p99_s),
             f"{row.requests_during_swaps:,}\n[dim]{row.failed_requests} failed",
@@ -164,7 +163,7 @@ def releases_table(figures: Figures) -> Table:
 
 def expectations_table(figures: Figures) -> Table:
     """What the story promised, one row each."""
-    table = Table(title="What was promised", title_justify="left", show_header=False, box=box.SIMPLE)
+    table = Table(title="What was promised", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     for expectation in figures.expectations:
         mark = "[green]yes" if expectation.held else "[bold red]NO"
         table.add_row(mark, f"{expectation.what}\n[dim]{expectation.seen}")
@@ -172,10 +171,10 @@ def expectations_table(figures: Figures) -> Table:
 
 
 def latency(p50_s: float | None, p99_s: float | None) -> str:
-    """Two quantiles for people."""
+    """Two quantiles for people, in milliseconds."""
     if p50_s is None or p99_s is None:
         return "-"
-    return f"{p50_s * MILLISECONDS:.0f} / {p99_s * MILLISECONDS:.0f} ms"
+    return f"{p50_s * MILLISECONDS:.0f} / {p99_s * MILLISECONDS:.0f}"
 
 
 def _latency(samples: Sequence[Sample], share: float) -> float | None:
