@@ -8,7 +8,7 @@ OTLP endpoint is configured (`FERRY_OTLP_ENDPOINT`, or OpenTelemetry's own `OTEL
 import logging
 import os
 import sys
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 from opentelemetry import trace
@@ -16,6 +16,9 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics.export import MetricReader
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
@@ -65,6 +68,14 @@ def setup_tracing(service: str, instance: str, endpoint: str = "") -> TracerProv
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces")))
     trace.set_tracer_provider(provider)
     return provider
+
+
+def metric_reader(endpoint: str) -> "MetricReader":
+    """Exports metrics over OTLP/HTTP to `endpoint`, as often as OTEL_METRIC_EXPORT_INTERVAL says (default: 60 s)."""
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+
+    return PeriodicExportingMetricReader(OTLPMetricExporter(f"{endpoint.rstrip('/')}/v1/metrics"))
 
 
 def service_resource(service: str, instance: str) -> Resource:

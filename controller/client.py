@@ -45,6 +45,7 @@ from controller.resources import (
     RolloutAction,
     RolloutActionRequest,
     RolloutView,
+    TelemetryView,
 )
 from controller.rollouts.model import Execution, RolloutSpec
 from controller.store.port import AuditEntry, Event
@@ -149,6 +150,11 @@ class FerryClient:
     def release(self, ref: ReleaseRef) -> ReleaseView:
         """One release."""
         return self._get(f"/v1/releases/{ref.model}/{ref.version}", ReleaseView)
+
+    def telemetry(self, ref: ReleaseRef, since_s: float) -> TelemetryView:
+        """What devices measured of a release in the last `since_s` seconds."""
+        path = f"/v1/releases/{ref.model}/{ref.version}/telemetry"
+        return self._get(path, TelemetryView, {"since_s": str(since_s)})
 
     def patches(self, target: Digest) -> Iterator[PatchView]:
         """What is known of patches that rebuild `target`."""

@@ -17,7 +17,7 @@ from opentelemetry.sdk.metrics.export import MetricReader
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from common.observability import service_resource
+from common.observability import metric_reader, service_resource
 
 SERVICE = "ferry-controller"
 HTTP_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -31,7 +31,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         readers: list[MetricReader] = [PrometheusMetricReader(registry=self._registry, scope_info_enabled=False)]
         if otlp_endpoint:
-            readers.append(_exporter(otlp_endpoint))
+            readers.append(metric_reader(otlp_endpoint))
         self._provider = MeterProvider(readers, resource=service_resource(SERVICE, instance), shutdown_on_exit=False)
         self.meter: Meter = self._provider.get_meter("controller")
         self._devices = self.meter.create_gauge("ferry.devices", description="Devices by presence")
@@ -72,10 +72,3 @@ def timing_requests(meter: Meter) -> Middleware:
         return response
 
     return timed
-
-
-def _exporter(endpoint: str) -> MetricReader:
-    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-
-    return PeriodicExportingMetricReader(OTLPMetricExporter(f"{endpoint.rstrip('/')}/v1/metrics"))

@@ -18,9 +18,10 @@ from msgspec import Meta
 
 from common import ids
 from common.artifact.manifest import VARIANTS_MAX, ArtifactRef, ReleaseManifest
-from common.ids import DeviceId, Digest, ModelName, Version
+from common.ids import DeviceId, Digest, ModelName, ReleaseRef, Version
 from common.trust import PublicKey
 from common.wire import Capabilities, Heartbeat, ReportedState
+from common.wire.histogram import quantile_s
 from controller.devices import Device, Presence, in_sync, presence
 from controller.rollouts.model import (
     Execution,
@@ -32,7 +33,7 @@ from controller.rollouts.model import (
     RolloutSpec,
     RolloutState,
 )
-from controller.store.port import PatchState, Release, Token
+from controller.store.port import PatchState, Release, ReleaseTotals, Token
 
 T = TypeVar("T")
 
@@ -42,6 +43,8 @@ JOIN_USES_MAX = 100_000
 JOIN_TTL_S = 24 * 3600
 JOIN_TTL_S_MAX = 365 * 24 * 3600
 GARBAGE_AGE_S = 3600.0
+TELEMETRY_S = 3600.0
+TELEMETRY_S_MAX = 366 * 24 * 3600
 TEXT_CHARS_MAX = 512
 
 
@@ -178,6 +181,34 @@ class PatchView(View, frozen=True, kw_only=True):
     created_at: float
     patch: ArtifactRef | None = None
     reason: str = ""
+
+
+class TelemetryQuery(Request, frozen=True, kw_only=True):
+    """`since_s` is how far back to look, in seconds."""
+
+    since_s: Annotated[float, Meta(gt=0, le=TELEMETRY_S_MAX)] = TELEMETRY_S
+
+
+class TelemetryView(View, frozen=True, kw_only=True):
+    """What devices measured of a release: requests, failures, and how long callers waited (seconds; null of nothing).
+
+    The quantiles are estimates from histogram buckets. `errors` are requests that the release failed, whether or not
+    another release could answer in its place.
+    """
+
+    model: ModelName
+    version: Version
+    since: float
+    devices: int
+    requests: int
+    errors: int
+    p50_s: float | None
+    p90_s: float | None
+    p99_s: float | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}@{self.version}"
 
 
 class CollectGarbage(Request, frozen=True, kw_only=True):
@@ -368,6 +399,22 @@ def release_view(release: Release) -> ReleaseView:
     )
 
 
+def telemetry_view(ref: ReleaseRef, since: float, totals: ReleaseTotals) -> TelemetryView:
+    """The sums as the API shows them."""
+    p50_s, p90_s, p99_s = (quantile_s(totals.latency_counts, share) for share in (0.5, 0.9, 0.99))
+    return TelemetryView(
+        model=ref.model,
+        version=ref.version,
+        since=since,
+        devices=totals.devices,
+        requests=totals.requests,
+        errors=totals.errors,
+        p50_s=p50_s,
+        p90_s=p90_s,
+        p99_s=p99_s,
+    )
+
+
 def join_token_view(token: Token) -> JoinTokenView:
     """The claim as the API shows it: without its hash."""
     return JoinTokenView(
@@ -455,8 +502,11 @@ __all__ = [
     "RolloutActionRequest",
     "RolloutQuery",
     "RolloutView",
+    "TelemetryQuery",
+    "TelemetryView",
     "device_view",
     "join_token_view",
     "release_view",
     "rollout_view",
+    "telemetry_view",
 ]

@@ -4,6 +4,7 @@ The order of the start is the point. First the journal and the slots, then what 
 API listens, and only then the network is tried: a device without one answers just the same.
 """
 
+import asyncio
 import contextlib
 import random
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import msgspec
 
 from common.clock import Clock, SystemClock
+from common.observability import otlp_endpoint
 from common.settings import parse_address
 from edge_agent.broker import AgentLink
 from edge_agent.config import AgentSettings
@@ -26,6 +28,7 @@ from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import FILE_NAME, Journal
 from edge_agent.machine import capabilities
 from edge_agent.slots import Slots
+from edge_agent.telemetry.metrics import ExportingRecorder
 from edge_agent.telemetry.recorder import Recorder
 from edge_agent.telemetry.spool import Spool
 from edge_agent.vitals import Vitals
@@ -71,7 +74,7 @@ class Agent:
         spool = Spool(settings.data / SPOOL_FILE, bytes_max=settings.telemetry_bytes_max)
         running.callback(spool.close)
         recorder = Recorder(clock.now())
-        server = ModelServer(OrtEngine(), recorder, clock)
+        server = ModelServer(OrtEngine(), self._observed(recorder, running), clock)
         running.push_async_callback(server.close)
         session = await running.enter_async_context(open_session(identity.device_token, settings.ca_file))
         link = self._make_link(journal)
@@ -111,6 +114,15 @@ class Agent:
         )
         self._conversation.start()
         running.push_async_callback(self._conversation.stop)
+
+    def _observed(self, recorder: Recorder, running: contextlib.AsyncExitStack) -> Recorder | ExportingRecorder:
+        """The recorder, with an exporter in front of it if a collector is configured."""
+        endpoint = otlp_endpoint(self._settings.otlp_endpoint)
+        if not endpoint:
+            return recorder
+        exporting = ExportingRecorder(recorder, self._identity.device, endpoint)
+        running.push_async_callback(asyncio.to_thread, exporting.close)
+        return exporting
 
     def _make_link(self, journal: Journal) -> AgentLink:
         settings, identity = self._settings, self._identity

@@ -100,7 +100,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     otlp_endpoint: Annotated[
         str,
         Meta(
-            description="Base URL of an OpenTelemetry collector (OTLP over HTTP) for traces. Empty: "
+            description="Base URL of an OpenTelemetry collector (OTLP over HTTP) for traces and metrics. Empty: "
             "`OTEL_EXPORTER_OTLP_ENDPOINT`; if that is empty too, nothing is sent."
         ),
     ] = ""

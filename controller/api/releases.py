@@ -13,9 +13,12 @@ from controller.resources import (
     PublishRelease,
     ReleaseQuery,
     ReleaseView,
+    TelemetryQuery,
+    TelemetryView,
     release_view,
+    telemetry_view,
 )
-from controller.store.port import Patch
+from controller.store.port import Patch, Release, Transaction
 
 
 @route("POST", "/v1/releases", summary="Publish a release made of uploaded blobs", statuses=(201, 200))
@@ -44,11 +47,18 @@ async def index(call: Call, query: ReleaseQuery) -> Answer[Page[ReleaseView]]:
 @route("GET", "/v1/releases/{model}/{version}", summary="Show a release and its manifest")
 async def show(call: Call, model: ModelName, version: Version) -> Answer[ReleaseView]:
     """The release, or 404."""
-    ref = ReleaseRef(model, version)
-    release = await call.read(lambda tx: tx.releases.get(ref))
-    if release is None:
-        raise NotFound(f"there is no release {ref}", field="release", fix="see: ferry release list")
-    return Answer(value=release_view(release))
+    return Answer(value=release_view(await call.read(lambda tx: _existing(tx, ReleaseRef(model, version)))))
+
+
+@route("GET", "/v1/releases/{model}/{version}/telemetry", summary="Sum up what devices measured of a release")
+async def telemetry(call: Call, model: ModelName, version: Version, query: TelemetryQuery) -> Answer[TelemetryView]:
+    """Requests, errors and latency over all devices, of windows that ended in the last `since_s` seconds."""
+    ref, since = ReleaseRef(model, version), call.deps.clock.now() - query.since_s
+
+    def work(tx: Transaction) -> TelemetryView:
+        return telemetry_view(_existing(tx, ref).ref, since, tx.telemetry.totals(ref, since))
+
+    return Answer(value=await call.read(work))
 
 
 @route("GET", "/v1/patches", summary="List the patches that rebuild an artifact")
@@ -68,6 +78,13 @@ async def collect(call: Call, body: CollectGarbage) -> Answer[CollectedView]:
         return Answer(value=CollectedView(count=collected.count, bytes=collected.bytes))
 
     return await call.perform(act)
+
+
+def _existing(tx: Transaction, ref: ReleaseRef) -> Release:
+    release = tx.releases.get(ref)
+    if release is None:
+        raise NotFound(f"there is no release {ref}", field="release", fix="see: ferry release list")
+    return release
 
 
 def _patch_view(patch: Patch) -> PatchView:

@@ -79,6 +79,11 @@ def size(number: float) -> str:
     return f"{value:.0f} {UNITS[unit]}" if unit == 0 or value >= 100 else f"{value:.1f} {UNITS[unit]}"
 
 
+def milliseconds(seconds: float | None) -> str:
+    """A short time for people: 12.3 ms."""
+    return "-" if seconds is None else f"{seconds * KILO:.1f} ms"
+
+
 def when(seconds: float | None) -> str:
     """A moment in local time."""
     return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

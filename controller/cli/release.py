@@ -10,7 +10,7 @@ import click
 
 from common.ids import ReleaseRef
 from controller.cli.connection import connected
-from controller.cli.output import Output, size, table, when
+from controller.cli.output import Output, milliseconds, share, size, table, when
 from controller.cli.values import duration, parse_variants
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from controller.resources import ReleaseView
 
 GARBAGE_AGE = "1h"
+STATS_SINCE = "1h"
 
 
 @click.group("release")
@@ -59,6 +60,15 @@ def show(ferry: "FerryClient", output: Output, name: str) -> None:
         click.echo(table(_tensor_rows(view)))
 
 
+@release.command("stats")
+@click.argument("name", metavar="NAME@VERSION")
+@click.option("--since", type=duration, default=STATS_SINCE, show_default=True, help="How far back to look.")
+@connected
+def stats(ferry: "FerryClient", output: Output, name: str, since: float) -> None:
+    """Sum up what devices measured of a release: requests, errors, latency."""
+    output.item(ferry.telemetry(ReleaseRef.parse(name), since), _STATS, lambda one: one.name)
+
+
 @release.command("diff")
 @click.argument("old", metavar="OLD")
 @click.argument("new", metavar="NEW")
@@ -88,6 +98,16 @@ def collect(ferry: "FerryClient", output: Output, min_age: float) -> None:
     columns = {"REMOVED": lambda one: str(one.count), "BYTES": lambda one: size(one.bytes)}
     output.item(collected, columns, lambda one: str(one.count))
 
+
+_STATS = {
+    "RELEASE": lambda one: one.name,
+    "DEVICES": lambda one: str(one.devices),
+    "REQUESTS": lambda one: str(one.requests),
+    "ERRORS": lambda one: f"{one.errors} ({share(one.errors, one.requests)})",
+    "P50": lambda one: milliseconds(one.p50_s),
+    "P90": lambda one: milliseconds(one.p90_s),
+    "P99": lambda one: milliseconds(one.p99_s),
+}
 
 _COLUMNS = {
     "RELEASE": lambda one: one.name,

@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import tritonclient.http
 
+from common.ids import ReleaseRef
 from controller.cli.demo import features, traffic
 from controller.cli.demo.corpus import LabelledFile
 from controller.rollouts.model import PhaseSpec, RolloutState
@@ -85,6 +86,18 @@ def test_a_poll_for_an_unchanged_order_is_answered_304(world: World, real_models
         return heartbeat.not_modified if heartbeat else 0
 
     until(unchanged, "the heartbeat counts a 304", world)
+
+
+def test_what_a_release_did_on_the_devices_can_be_seen(world: World, real_models: tuple[Path, Path]) -> None:
+    world.add_device("one", telemetry_s="0.2")
+    world.roll_out("1", real_models[0])
+    for _ in range(5):
+        world.answer("one", CONTENT)
+    release = ReleaseRef.parse(f"{MODEL}@1")
+    until(lambda: world.client.telemetry(release, 3600).requests == 5, "five requests are counted", world)
+    measured = world.client.telemetry(release, 3600)
+    assert (measured.devices, measured.errors) == (1, 0)
+    assert measured.p50_s
 
 
 def test_a_broken_release_is_stopped_in_its_first_phase_and_nobody_notices(

@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.e2e.world import World, until
@@ -14,10 +15,14 @@ pytestmark = pytest.mark.e2e
 
 
 class Collector:
-    """Receives OTLP over HTTP, as an OpenTelemetry collector does, and keeps (trace id, service, span name)."""
+    """Receives OTLP over HTTP, as an OpenTelemetry collector does.
+
+    `spans` are (trace id, service, span name), `metrics` are (service, metric name).
+    """
 
     def __init__(self) -> None:
         self.spans: set[tuple[str, str, str]] = set()
+        self.metrics: set[tuple[str, str]] = set()
         self.paths: set[str] = set()
         collector = self
 
@@ -40,13 +45,20 @@ class Collector:
         """Keep what one export says."""
         self.paths.add(path)
         assert not encoding, "the exporters do not compress unless told to"
-        if path != "/v1/traces":
+        if path == "/v1/metrics":
+            self._take_metrics(ExportMetricsServiceRequest.FromString(body))
             return
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             attributes = {one.key: one.value.string_value for one in resource.resource.attributes}
             for scope in resource.scope_spans:
                 for span in scope.spans:
                     self.spans.add((span.trace_id.hex(), attributes["service.name"], span.name))
+
+    def _take_metrics(self, request: ExportMetricsServiceRequest) -> None:
+        for resource in request.resource_metrics:
+            attributes = {one.key: one.value.string_value for one in resource.resource.attributes}
+            for scope in resource.scope_metrics:
+                self.metrics |= {(attributes["service.name"], metric.name) for metric in scope.metrics}
 
     def close(self) -> None:
         """Free the port."""
@@ -72,13 +84,16 @@ def test_a_rollout_is_one_trace_from_the_request_to_the_switch(
         release = world.publish("1", real_models[0])
         world.finish(world.begin(release))
         trace = world.client.trace_id
+        world.answer("one", b"any content at all")
         services = until(lambda: both_programs(collector, trace), "both programs exported spans of the trace", world)
     finally:
         world.stop()
     names = {name for of, _, name in collector.spans if of == trace}
     assert services == {"ferry-controller", "ferry-agent"}
     assert any("switch" in name for name in names), names
-    assert "/v1/metrics" in collector.paths
+    assert {("ferry-controller", "http.server.request.duration"), ("ferry-agent", "ferry.inference.duration")} <= (
+        collector.metrics
+    )
 
 
 def both_programs(collector: Collector, trace: str) -> set[str] | None:

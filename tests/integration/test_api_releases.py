@@ -1,13 +1,16 @@
 """Releases over HTTP: published once, immutable, listed in pages, with errors that say what to do."""
 
+import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from common.artifact import digest_of
-from common.ids import Digest
-from controller.store.port import Patch
+from common.ids import DeviceId, Digest, ModelName, Version
+from common.wire import TelemetryWindow
+from controller.store.port import Patch, Transaction
 from tests.integration.api_peer import ApiPeer, serving, tiny_model
 
 
@@ -132,3 +135,31 @@ async def test_garbage_collection_removes_what_nobody_needs_and_nothing_else(api
     assert removed.json() == {"count": 1, "bytes": 5}
     assert (await api.ask("HEAD", f"/v1/blobs/{stray}")).status == 404
     assert (await api.ask("HEAD", f"/v1/blobs/{kept}")).status == 200
+
+
+async def test_what_devices_measured_is_summed_up_per_release(api: ApiPeer) -> None:
+    await api.publish("detector", "1.0.0", tiny_model())
+    url = "/v1/releases/detector/1.0.0/telemetry"
+    nothing = (await api.ask("GET", url)).json()
+    assert (nothing["devices"], nothing["requests"], nothing["p99_s"]) == (0, 0, None)
+    now = time.time()
+    for device, requests in (("a", 30), ("b", 70)):
+        await api.store.write(partial(add_window, device=DeviceId(device), requests=requests, now=now))
+    measured = (await api.ask("GET", url)).json()
+    assert (measured["devices"], measured["requests"], measured["errors"]) == (2, 100, 2)
+    assert 0.005 < measured["p50_s"] <= measured["p99_s"] <= 0.01
+    assert (await api.ask("GET", "/v1/releases/detector/9/telemetry")).status == 404
+
+
+def add_window(tx: Transaction, device: DeviceId, requests: int, now: float) -> None:
+    window = TelemetryWindow(
+        model=ModelName("detector"),
+        version=Version("1.0.0"),
+        started_at=now - 10,
+        ended_at=now,
+        requests=requests,
+        errors=1,
+        latency_counts=(*(0,) * 6, requests, *(0,) * 10),
+        latency_sum_s=0.5,
+    )
+    tx.telemetry.add(device, [window])
