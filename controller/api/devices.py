@@ -10,9 +10,10 @@ from common.wire import ReportedState
 from controller.api import conditional
 from controller.api.pages import page_of
 from controller.api.route import Answer, Call, route
+from controller.api.views import device_view
 from controller.devices import FACT_NAMES, Device, facts
 from controller.intake import apply_reported
-from controller.resources import DeviceQuery, DeviceView, Page, RelabelDevice, device_view
+from controller.resources import DeviceQuery, DeviceView, Page, RelabelDevice
 from controller.store.port import Transaction
 
 DEVICES_PER_READ = 500

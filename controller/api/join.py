@@ -18,6 +18,7 @@ from controller.api.auth import new_token
 from controller.api.idempotency import Replayed
 from controller.api.pages import page_of
 from controller.api.route import Answer, Call, route
+from controller.api.views import join_token_view
 from controller.devices import Device
 from controller.orders import first_order
 from controller.resources import (
@@ -29,7 +30,6 @@ from controller.resources import (
     JoinTokenView,
     Page,
     PageQuery,
-    join_token_view,
 )
 from controller.store.port import Token, Transaction
 

@@ -4,6 +4,7 @@ from common.errors import NotFound
 from common.ids import ModelName, ReleaseRef, Version, parse_digest, parse_model_name
 from controller.api.pages import page_of
 from controller.api.route import Answer, Call, route
+from controller.api.views import release_view, telemetry_view
 from controller.resources import (
     CollectedView,
     CollectGarbage,
@@ -15,8 +16,6 @@ from controller.resources import (
     ReleaseView,
     TelemetryQuery,
     TelemetryView,
-    release_view,
-    telemetry_view,
 )
 from controller.store.port import Patch, Release, Transaction
 

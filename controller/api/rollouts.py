@@ -9,6 +9,7 @@ from controller import operations
 from controller.api import conditional
 from controller.api.pages import page_of
 from controller.api.route import Answer, Call, route
+from controller.api.views import rollout_view
 from controller.resources import (
     Page,
     PageQuery,
@@ -16,7 +17,6 @@ from controller.resources import (
     RolloutActionRequest,
     RolloutQuery,
     RolloutView,
-    rollout_view,
 )
 from controller.rollouts.model import Execution, Rollout, RolloutSpec
 from controller.rollouts.preview import Preview

@@ -9,11 +9,12 @@ from rich.console import Console
 from common.artifact import ArtifactRef, ReleaseManifest, TensorSpec, Variant, digest_of
 from common.errors import InvalidInput
 from common.ids import DeviceId, ModelName, ReleaseRef, Version
+from controller.api.views import rollout_view
 from controller.cli.comparison import compare, comparison_rows, tensor_rows
 from controller.cli.output import share, size, table
 from controller.cli.values import duration, parse_labels, parse_phases
 from controller.cli.watching import picture, summary
-from controller.resources import PatchView, ReleaseView, RolloutAction, rollout_view
+from controller.resources import PatchView, ReleaseView, RolloutAction
 from controller.rollouts import commands
 from controller.rollouts.model import (
     Execution,
