@@ -70,6 +70,16 @@ def running_version(device: Device, model: ModelName) -> Version | None:
     return entry.running if entry else None
 
 
+def next_generation(device: Device) -> int:
+    """The number of the next order for the device: newer than ours, and than any it says it has accepted.
+
+    The two differ after a restore from a backup: the device has seen orders that the controller has forgotten, and
+    refuses lower numbers.
+    """
+    accepted = device.reported.generation if device.reported else 0
+    return max(device.generation, accepted) + 1
+
+
 def in_sync(device: Device) -> bool:
     """Whether the device says it runs exactly what it was told to run."""
     told = {ReleaseRef(model, version) for model, version in device.assigned.items()}

@@ -15,7 +15,7 @@ from common.delta import CODECS
 from common.errors import Conflict, IntegrityFailure, NotFound
 from common.ids import DeviceId, Digest, ModelName, ReleaseRef
 from common.trust import Signer
-from controller.devices import Device
+from controller.devices import Device, next_generation
 from controller.orders import make_order
 from controller.rollouts import commands
 from controller.rollouts.judgement import OPEN
@@ -152,7 +152,7 @@ def _reassigned(tx: Transaction, model: ModelName, action: Notify | Revert) -> D
     """The device with what the action wants it to run."""
     execution = action.execution
     device = tx.devices.get(execution.device)
-    if device is None or device.generation + 1 != execution.generation:
+    if device is None or next_generation(device) != execution.generation:
         raise Conflict(f"{execution.device} was given another order since this plan was made")
     assigned = {name: version for name, version in device.assigned.items() if name != model}
     if action.version is not None:

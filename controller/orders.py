@@ -15,7 +15,7 @@ from common.ids import DeviceId, Digest, ModelName, ReleaseRef
 from common.trust import Signer, unverified_payload
 from common.wire import DesiredModel, DesiredState, PatchOffer, encode
 from common.wire.messages import DESIRED_PAYLOAD_TYPE
-from controller.devices import Device, choose_variant
+from controller.devices import Device, choose_variant, next_generation
 from controller.store.port import Order, Release, Transaction
 
 PATCH_OFFERS_MAX = 4
@@ -44,7 +44,7 @@ def make_order(
     `changed` is the model that this order is about; it is tried with `probation_s`, and is new even if its version is
     the one of the last order (a retry lifts the quarantine). The device as it is stored.
     """
-    device = replace(device, generation=device.generation + 1)
+    device = replace(device, generation=next_generation(device))
     desired = desired_state(tx, device, now=now, changed=changed, probation_s=probation_s, traceparent=traceparent)
     envelope = signer.sign(DESIRED_PAYLOAD_TYPE, encode(desired))
     tx.orders.put(

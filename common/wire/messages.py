@@ -26,7 +26,10 @@ LATENCY_BOUNDS_S = (
 )  # fmt: skip
 """Upper bounds of the latency histogram's buckets; one more bucket holds what is slower than the last."""
 
-Count = Annotated[int, Meta(ge=0)]
+COUNT_MAX = 2**53 - 1
+"""The largest integer that every JSON reader keeps exactly (RFC 8259, section 6), and that fits any database."""
+
+Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 Seconds = Annotated[float, Meta(ge=0)]
 Text = Annotated[str, Meta(max_length=TEXT_CHARS_MAX)]
 
@@ -157,7 +160,7 @@ class DesiredState(Message, frozen=True, kw_only=True):
     The list is complete: a model that is not in it is taken out of service.
     """
 
-    generation: Annotated[int, Meta(ge=1)]
+    generation: Annotated[int, Meta(ge=1, le=COUNT_MAX)]
     issued_at: float
     models: Annotated[tuple[DesiredModel, ...], Meta(max_length=MODELS_PER_DEVICE_MAX)]
     traceparent: str | None = None

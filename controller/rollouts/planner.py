@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from common.artifact.manifest import ReleaseManifest
 from common.ids import DeviceId, Version
 from common.wire.messages import MODELS_PER_DEVICE_MAX
-from controller.devices import Device
+from controller.devices import Device, next_generation
 from controller.rollouts.judgement import OPEN, RESOLVED, Standing, budget_spent, has_evidence, standing
 from controller.rollouts.lifecycle import (
     current_phase,
@@ -333,7 +333,7 @@ def _tell(snapshot: Snapshot, execution: Execution, now: float) -> Action:
     # An execution that had an order before (a retry, or taken over from an older rollout) knows what to give back.
     previous = execution.previous if execution.generation else version_to_give_back(device, spec.release)
     told = moved(
-        execution, ExecutionEvent.ORDERED, now, generation=device.generation + 1, previous=previous, notified_at=now
+        execution, ExecutionEvent.ORDERED, now, generation=next_generation(device), previous=previous, notified_at=now
     )
     return Notify(execution=told, version=spec.release.version)
 
@@ -364,5 +364,5 @@ def _must_go_back(snapshot: Snapshot, execution: Execution) -> bool:
 
 def _revert(snapshot: Snapshot, execution: Execution, now: float) -> Action:
     device = snapshot.devices[execution.device]
-    ordered = moved(execution, ExecutionEvent.REVERT_ORDERED, now, generation=device.generation + 1)
+    ordered = moved(execution, ExecutionEvent.REVERT_ORDERED, now, generation=next_generation(device))
     return Revert(execution=ordered, version=execution.previous)

@@ -106,3 +106,9 @@ def test_a_plan_made_before_another_order_is_not_committed(tx: MemoryTransaction
     stale = Notify(execution=told(generation=3), version=V2)
     with pytest.raises(Conflict, match="another order"):
         commit(tx.view, rollout(), [stale], signer=SIGNER, now=NOW, traceparent=None)
+
+
+def test_an_order_is_newer_than_any_that_the_device_has_accepted_also_after_a_restore(tx: MemoryTransaction) -> None:
+    ahead = saying(replace(device("d0"), generation=3), generation=41)
+    assert make_order(tx.view, ahead, SIGNER, now=NOW).generation == 42
+    assert ordered(tx).generation == 42
