@@ -1,11 +1,14 @@
 """What many tests share: the real models, and a promise that nothing waits for ever."""
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for the tests that load onnxruntime themselves, to compare with
 
 MODELS = Path(__file__).parent.parent / ".demo/models"
 V32 = MODELS / "magika-0.6.1/magika/models/standard_v3_2/model.onnx"

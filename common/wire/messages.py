@@ -33,7 +33,7 @@ Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 Seconds = Annotated[float, Meta(ge=0)]
 Text = Annotated[str, Meta(max_length=TEXT_CHARS_MAX)]
 
-Strategy = Literal["none", "patch", "full"]
+Strategy = Literal["none", "delta", "full"]
 """How the bytes came: they were here already, rebuilt from a patch, or downloaded whole."""
 
 Transport = Literal["none", "mqtt", "http"]

@@ -194,7 +194,7 @@ def _strategy(source: Source) -> Strategy:
         case FromHeld():
             return "none"
         case FromPatch():
-            return "patch"
+            return "delta"
         case FromFull():
             return "full"
 

@@ -2,24 +2,33 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from controller.cli.demo import features
 from tests.conftest import MODELS
+from tests.e2e.world import until
 
 pytestmark = pytest.mark.e2e
+
+WITHIN_S = 380.0
 
 
 @pytest.mark.timeout(400)
 def test_the_demo_holds_every_promise(real_models: tuple[Path, Path]) -> None:
     command = [str(Path(sys.executable).parent / "ferry"), "demo", "--json", "--models", str(MODELS)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=380)
-    assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-4000:]
-    figures = json.loads(done.stdout)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as told:
+        try:
+            output, story = told.communicate(timeout=WITHIN_S)
+        finally:
+            told.terminate()  # it ends its own fleet; nothing to do if it has ended
+    assert told.returncode == 0, story[-4000:] + output[-4000:]
+    figures = json.loads(output)
     assert figures["failed_requests"] == 0
     assert figures["requests"] > 0
     assert min(figures["not_modified"].values()) >= 1
@@ -42,3 +51,23 @@ def test_the_preprocessing_is_the_models_own(real_models: tuple[Path, Path], mon
     for content in [*edges, *padded, Path(__file__).read_bytes(), bytes(range(256)) * 40]:
         theirs = Magika._extract_features_from_seekable(Seekable(io.BytesIO(content)), 1024, 0, 1024, 256, 4096, False)
         assert features.tokens(content) == [*theirs.beg, *theirs.end]
+
+
+def test_a_demo_that_is_told_to_stop_leaves_nothing_behind(real_models: tuple[Path, Path], tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).parent / "ferry"), "demo", "--models", str(MODELS)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as told:
+        try:
+            until(lambda: list(tmp_path.glob("ferry-demo-*/device-1.ready.json")), "the first device serves")
+        finally:
+            told.terminate()
+            told.wait(60)
+    assert list(tmp_path.iterdir()) == []
+    assert not [one for one in psutil.process_iter() if str(tmp_path) in " ".join(arguments_of(one))]
+
+
+def arguments_of(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return []

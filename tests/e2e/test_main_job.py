@@ -60,7 +60,7 @@ def test_a_small_change_travels_as_a_small_patch_over_mqtt(
     assert reported is not None
     update = reported.models[0].last_update
     assert update is not None
-    assert (update.version, update.outcome, update.strategy, update.transport) == ("3", "succeeded", "patch", "mqtt")
+    assert (update.version, update.outcome, update.strategy, update.transport) == ("3", "succeeded", "delta", "mqtt")
     assert 0 < update.bytes_transferred < 0.02 * update.full_bytes
     assert world.answer("one", CONTENT).version == "3"
 

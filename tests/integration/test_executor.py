@@ -123,7 +123,7 @@ async def test_a_first_release_is_fetched_whole_and_a_small_change_as_a_patch(
         offer = desk.patch(old, new)
         await device.executor.accept(desk.order(desk.release("2", new, patches=(offer,))))
         patch = await device.finished(2)
-        assert (patch.outcome, patch.strategy) == ("succeeded", "patch")
+        assert (patch.outcome, patch.strategy) == ("succeeded", "delta")
         assert patch.bytes_transferred < len(new) // 10
         assert desk.sent[digest_of(new)] == 0
         assert await device.ask() == ("2", True)

@@ -59,7 +59,7 @@ def full_state() -> ModelState:
         traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01",
         installed=installed,
         previous=installed,
-        tally=Tally(strategy="patch", transport="mqtt", bytes_transferred=9, resumed_bytes=1),
+        tally=Tally(strategy="delta", transport="mqtt", bytes_transferred=9, resumed_bytes=1),
         attempt=2,
         redownloads=1,
         strikes=1,

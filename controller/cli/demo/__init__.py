@@ -5,6 +5,7 @@ The command itself is light; the story (numpy, onnx, rich) is imported when it i
 
 import contextlib
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from controller.cli.demo.story import Watcher
 
 EXIT_NOT_HELD = 1
+EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 @click.command()
@@ -74,6 +76,7 @@ def _fleet(console: "Console", keep: bool) -> "Iterator[Fleet]":
     from controller.cli.demo.fleet import Fleet
     from controller.cli.demo.story import DEVICES, SLOW_BYTES_PER_S, SLOW_DEVICE
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # an exception, so that what follows cleans up
     folder = Path(tempfile.mkdtemp(prefix="ferry-demo-"))
     fleet = Fleet(folder, DEVICES, SLOW_DEVICE, SLOW_BYTES_PER_S)
     try:
