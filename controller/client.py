@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -47,11 +47,8 @@ from controller.resources import (
     RolloutView,
     TelemetryView,
 )
-from controller.rollouts.model import Execution, RolloutSpec
+from controller.rollouts.model import Execution, Preview, RolloutSpec
 from controller.store.port import AuditEntry, Event
-
-if TYPE_CHECKING:
-    from controller.rollouts.preview import Preview
 
 T = TypeVar("T")
 
@@ -193,10 +190,8 @@ class FerryClient:
 
     # Rollouts
 
-    def plan_rollout(self, spec: RolloutSpec) -> "Preview":
+    def plan_rollout(self, spec: RolloutSpec) -> Preview:
         """What `spec` would do; nothing is changed."""
-        from controller.rollouts.preview import Preview  # brings the expression language along: slow to import
-
         return self._change("POST", "/v1/rollouts", spec, Preview, query={"dry_run": "true"})
 
     def create_rollout(self, spec: RolloutSpec) -> RolloutView:

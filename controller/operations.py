@@ -19,7 +19,7 @@ from controller.devices import Device, next_generation
 from controller.orders import make_order
 from controller.rollouts import commands
 from controller.rollouts.judgement import OPEN
-from controller.rollouts.model import Execution, ExecutionState, Rollout, RolloutSpec
+from controller.rollouts.model import Execution, ExecutionState, Preview, Rollout, RolloutSpec
 from controller.rollouts.patching import Lineage, PatchKey, wanted_patches
 from controller.rollouts.planner import (
     Action,
@@ -31,7 +31,7 @@ from controller.rollouts.planner import (
     UpdateRollout,
     watched,
 )
-from controller.rollouts.preview import Preview, preview
+from controller.rollouts.preview import preview
 from controller.store.port import Event, Patch, Transaction
 
 RELEASES_PER_PAGE = 200

@@ -18,8 +18,7 @@ from controller.resources import (
     RolloutQuery,
     RolloutView,
 )
-from controller.rollouts.model import Execution, Rollout, RolloutSpec
-from controller.rollouts.preview import Preview
+from controller.rollouts.model import Execution, Preview, Rollout, RolloutSpec
 from controller.store.port import Transaction
 
 SALT_BYTES = 8

@@ -15,7 +15,7 @@ from controller.rollouts.model import OnFailure, PhaseSpec, RolloutSpec
 
 if TYPE_CHECKING:
     from controller.client import FerryClient
-    from controller.rollouts.preview import Preview
+    from controller.rollouts.model import Preview
 
 S = TypeVar("S", bound=msgspec.Struct)
 

@@ -173,3 +173,32 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: float | None = None
     traceparent: str | None = None
     revision: int = 1
+
+
+class PhasePreview(msgspec.Struct, frozen=True, kw_only=True):
+    """What one phase adds. `devices` = `unchanged` + `patched` + `full` + `unfit`; `undecided` are among `full`.
+
+    `unchanged` hold the bytes already, `unfit` are devices that no variant fits. `bytes` cross the network,
+    `full_bytes` would without patches; manifests and orders (a few kB a device) are not counted.
+    """
+
+    index: int
+    devices: int = 0
+    online: int = 0
+    unchanged: int = 0
+    patched: int = 0
+    full: int = 0
+    undecided: int = 0
+    unfit: int = 0
+    bytes: int = 0
+    full_bytes: int = 0
+
+
+class Preview(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rollout would do; the members of a phase are drawn anew when it is created, their number stays."""
+
+    devices: int
+    online: int
+    bytes: int
+    full_bytes: int
+    phases: tuple[PhasePreview, ...]

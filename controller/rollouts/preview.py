@@ -7,43 +7,13 @@ figure can only be smaller.
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import msgspec
 from msgspec.structs import replace
 
 from common.artifact.manifest import ReleaseManifest
 from controller.devices import Device, Presence, presence
 from controller.rollouts.membership import draw, select_some
-from controller.rollouts.model import RolloutSpec
+from controller.rollouts.model import PhasePreview, Preview, RolloutSpec
 from controller.rollouts.patching import Lineage, PatchKey, target_artifact, undecided, wanted_patches
-
-
-class PhasePreview(msgspec.Struct, frozen=True, kw_only=True):
-    """What one phase adds. `devices` = `unchanged` + `patched` + `full` + `unfit`; `undecided` are among `full`.
-
-    `unchanged` hold the bytes already, `unfit` are devices that no variant fits. `bytes` cross the network,
-    `full_bytes` would without patches; manifests and orders (a few kB a device) are not counted.
-    """
-
-    index: int
-    devices: int = 0
-    online: int = 0
-    unchanged: int = 0
-    patched: int = 0
-    full: int = 0
-    undecided: int = 0
-    unfit: int = 0
-    bytes: int = 0
-    full_bytes: int = 0
-
-
-class Preview(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rollout would do; the members of a phase are drawn anew when it is created, their number stays."""
-
-    devices: int
-    online: int
-    bytes: int
-    full_bytes: int
-    phases: tuple[PhasePreview, ...]
 
 
 def preview(

@@ -3,9 +3,9 @@
 import pytest
 
 from common.errors import InvalidInput
-from controller.rollouts.model import PhaseSpec
+from controller.rollouts.model import PhaseSpec, Preview
 from controller.rollouts.patching import Lineage, PatchKey
-from controller.rollouts.preview import Preview, preview
+from controller.rollouts.preview import preview
 from tests.unit.fleet import CODEC, NOW, SIZE, V1, V2, a_spec, artifact, device, manifest, saying
 
 KEY = PatchKey(artifact(V1).digest, artifact(V2).digest, CODEC)
