@@ -86,7 +86,8 @@ class Reconciler:
             if await self.reconcile():
                 continue
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._interval_s)
+                async with asyncio.timeout(self._interval_s):  # before 3.12 `wait_for` can swallow a cancellation
+                    await self._wake.wait()
 
     def nudge(self) -> None:
         """Something changed: look soon."""

@@ -107,7 +107,10 @@ class PatchBuilder:
                 failures += 1
                 continue
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), INTERVAL_S)
+                async with asyncio.timeout(
+                    INTERVAL_S
+                ):  # before 3.12 `wait_for` can swallow the cancellation that ends us
+                    await self._wanted.wait()
 
     async def _settle(self, patch: Patch) -> None:
         """Build the patch and record what became of it, unless the trouble is transient: that is raised."""

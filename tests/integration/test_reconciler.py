@@ -370,3 +370,16 @@ async def test_the_loop_runs_when_nudged_and_stops(store: SqlStore) -> None:
             await asyncio.sleep(0.01)
         reconciler.stop()
         await running
+
+
+async def test_the_loop_ends_when_it_is_cancelled_in_the_moment_of_a_nudge(store: SqlStore) -> None:
+    world = await harbour(store)
+    for _ in range(5):
+        reconciler = Reconciler(store, world.publish, SIGNER, SystemClock(), interval_s=3600)
+        running = asyncio.create_task(reconciler.run())
+        await asyncio.sleep(0.1)  # long enough to be waiting for a nudge; if not, the cancellation is noticed anyway
+        reconciler.nudge()
+        running.cancel()
+        done, _ = await asyncio.wait({running}, timeout=10)
+        reconciler.stop()
+        assert done, "the nudge swallowed the cancellation"

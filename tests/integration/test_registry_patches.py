@@ -295,3 +295,14 @@ async def test_watchers_hear_how_far_a_long_build_is(bench: Bench, pair: Pair, m
     assert len(events) > 1
     assert done == sorted(done, key=lambda value: int(str(value)))
     assert {event.subject for event in events} == {pair[1].digest}
+
+
+async def test_a_builder_that_is_cancelled_in_the_moment_of_a_nudge_ends(bench: Bench) -> None:
+    for _ in range(5):
+        builder = PatchBuilder(bench.store, bench.blobs, bench.clock, uniform=lambda: 0.0)
+        running = asyncio.create_task(builder.run())
+        await asyncio.sleep(0.1)  # long enough to be waiting for a nudge; if not, the cancellation is noticed anyway
+        builder.nudge()
+        running.cancel()
+        done, _ = await asyncio.wait({running}, timeout=10)
+        assert done, "the nudge swallowed the cancellation"
