@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -60,6 +61,19 @@ class Peer:
         self.client.subscribe(topic, 1)
         assert await asyncio.to_thread(self._suback.wait, 10)
         return self.granted[-1]
+
+    async def receive_retained(self, topic: str) -> bytes:
+        """Subscribe until the retained message is there, and return it.
+
+        The NATS server can miss a subscription in the moment in which it takes a retained message in; a device's next
+        poll mends that, a test subscribes again.
+        """
+        deadline = time.monotonic() + 30
+        while not self.payloads(topic):
+            assert time.monotonic() < deadline, f"nothing is retained on {topic}"
+            await self.subscribe(topic)
+            await asyncio.sleep(0.2)
+        return self.payloads(topic)[0]
 
     async def publish(self, topic: str, payload: bytes, retain: bool = False) -> None:
         """Publish with QoS 1 and wait for the acknowledgement."""

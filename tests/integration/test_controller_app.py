@@ -95,8 +95,7 @@ async def test_a_device_joins_gets_its_order_and_is_seen_online(tmp_path: Path) 
         joined = await desk.join("press-1")
         assert joined["broker"]["url"] == controller.broker_url
         async with device_of(joined) as device:
-            await device.subscribe("fc/v1/d/press-1/desired")
-            await eventually(lambda: device.got, "the first order, retained")
+            await device.receive_retained("fc/v1/d/press-1/desired")
             await device.publish(str(Topic(DeviceId("press-1"), Kind.STATE)), birth("press-1"), retain=True)
 
             async def online() -> bool:
@@ -118,8 +117,7 @@ async def test_everything_is_there_again_after_a_restart(tmp_path: Path) -> None
         assert [device["id"] for device in (await operator(controller).get("/v1/devices"))["items"]] == ["press-1"]
         async with device_of(joined) as device:
             assert not device.refusal
-            await device.subscribe("fc/v1/d/press-1/desired")
-            await eventually(lambda: device.got, "the order")
+            await device.receive_retained("fc/v1/d/press-1/desired")
 
 
 async def test_a_report_sent_while_the_controller_is_away_arrives_later(tmp_path: Path) -> None:
@@ -144,13 +142,11 @@ async def test_orders_are_given_again_to_a_broker_that_lost_its_memory(tmp_path:
     async with running(chosen) as controller:
         joined = await operator(controller).join("press-1")
         async with device_of(joined) as device:
-            await device.subscribe("fc/v1/d/press-1/desired")
-            await eventually(lambda: device.got, "the order")
+            await device.receive_retained("fc/v1/d/press-1/desired")
             order = device.got[0].payload
     remove_tree(tmp_path / "data/broker/jetstream")
     async with running(chosen), device_of(joined) as device:
-        await device.subscribe("fc/v1/d/press-1/desired")
-        await eventually(lambda: device.got, "the order again")
+        await device.receive_retained("fc/v1/d/press-1/desired")
         assert device.got[0].payload == order
 
 
@@ -295,8 +291,7 @@ async def test_a_killed_controller_loses_nothing_that_it_answered(program: Progr
     devices = [device["id"] for device in (await desk.get("/v1/devices"))["items"]]
     assert devices == ["press-0", "press-1"]
     async with device_of(joined) as device:
-        await device.subscribe("fc/v1/d/press-1/desired")
-        await eventually(lambda: device.got, "the order of the device that joined last")
+        await device.receive_retained("fc/v1/d/press-1/desired")
 
 
 @pytest.mark.parametrize(
