@@ -167,8 +167,7 @@ async def test_a_server_that_dies_is_started_again(broker: EmbeddedBroker, tmp_p
     await eventually(lambda: pid_of(tmp_path) != first.pid, "a new server")
     await broker.admit(DeviceId("d3"), "three")  # waits for the server
     async with Peer(broker.port, "d1", "one") as device:
-        await device.subscribe("fc/v1/d/d1/desired")
-        await eventually(lambda: device.got, "what was retained before")
+        assert await device.receive_retained("fc/v1/d/d1/desired") == b"kept"
     async with Peer(broker.port, "d3", "three") as newcomer:
         assert not newcomer.refusal
 
