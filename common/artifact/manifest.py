@@ -5,7 +5,8 @@ files and the tensors that go in and out. It holds nothing that differs between 
 time, no publisher), so the same release always encodes to the same bytes and the same digest. It travels inside a DSSE
 envelope (`common.trust`), which is itself an artifact.
 
-In this version of the format a variant is exactly one ONNX file with its weights inside.
+A variant is one ONNX file and the files that it keeps weights in (external data), each under the name by which the ONNX
+file refers to it: a plain name, so that a device may use it inside a folder of its own as it stands.
 """
 
 from typing import Annotated
@@ -18,7 +19,9 @@ from common.ids import Digest, ModelName, ReleaseRef, Version
 
 MANIFEST_BYTES_MAX = 256 * 1024
 VARIANTS_MAX = 16
-FILES_PER_VARIANT = 1
+FILES_PER_VARIANT_MAX = 16
+FILE_NAME = r"^[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_])?$(?!\n)"
+"""Letters, digits and inner dots, underscores and hyphens: no folder, no "..", nothing a file system reads twice."""
 PAYLOAD_TYPE = "application/vnd.edgeferry.release+json"
 DEFAULT_VARIANT = "default"
 
@@ -39,17 +42,29 @@ class TensorSpec(msgspec.Struct, frozen=True):
 
 
 class Variant(msgspec.Struct, frozen=True):
-    """One build of the release."""
+    """One build of the release: `files` by name, `model` the name of the ONNX file, the others its external data."""
 
-    files: Annotated[dict[str, ArtifactRef], Meta(min_length=FILES_PER_VARIANT, max_length=FILES_PER_VARIANT)]
+    files: Annotated[
+        dict[Annotated[str, Meta(pattern=FILE_NAME)], ArtifactRef],
+        Meta(min_length=1, max_length=FILES_PER_VARIANT_MAX),
+    ]
+    model: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        if self.model not in self.files:
+            raise ValueError(f"there is no file {self.model[:80]!r} among the files")
 
     @property
     def artifact(self) -> ArtifactRef:
         """The ONNX file."""
-        (reference,) = self.files.values()
-        return reference
+        return self.files[self.model]
+
+    @property
+    def size(self) -> int:
+        """All files together, in bytes."""
+        return sum(reference.size for reference in self.files.values())
 
 
 class ReleaseManifest(msgspec.Struct, frozen=True):

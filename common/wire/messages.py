@@ -9,13 +9,14 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from common.artifact.manifest import ArtifactRef
+from common.artifact.manifest import FILE_NAME, FILES_PER_VARIANT_MAX, ArtifactRef
 from common.ids import DeviceId, Digest, ModelName, Version
 
 PROTOCOL_VERSION = 1
 
 MODELS_PER_DEVICE_MAX = 32
-PATCHES_PER_MODEL_MAX = 16
+PATCHES_PER_FILE_MAX = 16
+PARTS_PER_FILE_MAX = 4
 HELD_DIGESTS_MAX = 128
 WINDOWS_PER_MESSAGE_MAX = 64
 CHUNK_BYTES_MAX = 128 * 1024
@@ -33,8 +34,11 @@ Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 Seconds = Annotated[float, Meta(ge=0)]
 Text = Annotated[str, Meta(max_length=TEXT_CHARS_MAX)]
 
-Strategy = Literal["none", "delta", "full"]
-"""How the bytes came: they were here already, rebuilt from a patch, or downloaded whole."""
+Strategy = Literal["none", "delta", "incremental", "full"]
+"""How the bytes came: they were here already, rebuilt from a patch, only the parts fetched that changed, or whole.
+
+Of the files of one release the costliest says it, in this order.
+"""
 
 Transport = Literal["none", "mqtt", "http"]
 
@@ -128,30 +132,73 @@ class Telemetry(Sequenced, frozen=True, kw_only=True):
 
 
 class PatchOffer(msgspec.Struct, frozen=True):
-    """`patch` rebuilds the model's artifact for a device that holds `base`; `codec` says what it takes to apply it."""
+    """`patch` rebuilds `target` for a device that holds `base`; `codec` says what it takes to apply it.
+
+    `target` is the wanted file or, in a chain, a file on the way to it, from which another patch of the list goes on.
+    """
 
     base: Digest
+    target: ArtifactRef
     patch: ArtifactRef
     codec: Text
+
+
+class PartsOffer(msgspec.Struct, frozen=True):
+    """What the wanted file shares with `base`, as the lists of their parts (`common.artifact.parts`).
+
+    `index` lists the parts of the wanted file, `base_index` those of the held one. Parts that `base` has not are
+    fetched as byte ranges of the wanted file; `bytes` is how much that is, the two lists not counted.
+    """
+
+    base: Digest
+    base_index: ArtifactRef
+    index: ArtifactRef
+    bytes: Count
+
+
+class DesiredFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of a release, and the ways to it that are shorter than all its bytes."""
+
+    name: Annotated[str, Meta(pattern=FILE_NAME)]
+    artifact: ArtifactRef
+    patches: Annotated[tuple[PatchOffer, ...], Meta(max_length=PATCHES_PER_FILE_MAX)] = ()
+    parts: Annotated[tuple[PartsOffer, ...], Meta(max_length=PARTS_PER_FILE_MAX)] = ()
+
+
+OnExceed = Literal["defer", "fail"]
+"""What a device does whose update would cost more than its byte budget: wait for a cheaper way, or give it up."""
 
 
 class DesiredModel(msgspec.Struct, frozen=True, kw_only=True):
     """One model a device should run.
 
-    `manifest` is the signed release manifest (a DSSE envelope, an artifact like any other) and `artifact` the file of
-    the chosen `variant`. A device installs only what the signed order and the signed manifest agree on.
+    `manifest` is the signed release manifest (a DSSE envelope, an artifact like any other) and `files` those of the
+    chosen `variant`, the ONNX file first. A device installs only what the signed order and the signed manifest agree
+    on.
     """
 
     model: ModelName
     version: Version
     variant: Text
     manifest: ArtifactRef
-    artifact: ArtifactRef
-    patches: Annotated[tuple[PatchOffer, ...], Meta(max_length=PATCHES_PER_MODEL_MAX)] = ()
+    files: Annotated[tuple[DesiredFile, ...], Meta(min_length=1, max_length=FILES_PER_VARIANT_MAX)]
     order: Count
     """The generation in which this model's order last changed; only a newer one lifts a release out of quarantine."""
     probation_s: Seconds = 30.0
     """How long the device watches the new release beside the old one before it commits."""
+    max_bytes: Count | None = None
+    """The most bytes that this update may move over the network to the device, manifest and all; None: any number."""
+    on_exceed: OnExceed = "defer"
+
+    @property
+    def artifact(self) -> ArtifactRef:
+        """The ONNX file."""
+        return self.files[0].artifact
+
+    @property
+    def size(self) -> int:
+        """All files together, in bytes."""
+        return sum(file.artifact.size for file in self.files)
 
 
 class DesiredState(Message, frozen=True, kw_only=True):
@@ -205,7 +252,9 @@ class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
     """The newest order for this model that the device has accepted."""
     activated_at: float | None = None
     detail: Text = ""
-    """What the update under way is waiting for (a full disk, a broken network), as a sentence; empty while it moves."""
+    """What the update under way is waiting for (a full disk, a broken network, a way that fits the byte budget), as a
+    sentence; empty while it moves.
+    """
     last_update: UpdateReport | None = None
 
 

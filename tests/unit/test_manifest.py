@@ -15,7 +15,9 @@ from common.errors import IntegrityFailure
 from common.ids import ModelName, Version
 
 FILE = ArtifactRef(digest_of(b"model"), 5)
-VARIANT = Variant({"model.onnx": FILE}, (TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1,)),))
+DATA = ArtifactRef(digest_of(b"weights"), 7)
+INPUTS, OUTPUTS = (TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1,)),)
+VARIANT = Variant({"model.onnx": FILE, "model.onnx.data": DATA}, "model.onnx", INPUTS, OUTPUTS)
 
 
 def manifest(**variants: Variant) -> ReleaseManifest:
@@ -26,6 +28,7 @@ def test_a_manifest_reads_back_as_it_was_written() -> None:
     original = manifest(default=VARIANT, int8=VARIANT)
     assert decode_manifest(encode_manifest(original)) == original
     assert original.variants["default"].artifact == FILE
+    assert original.variants["default"].size == 12
 
 
 def test_the_order_of_variants_does_not_change_the_bytes() -> None:
@@ -43,6 +46,21 @@ def test_the_order_of_variants_does_not_change_the_bytes() -> None:
         b" " * 300_000,
         b'{"new":' + b"[" * 100_000,
         b'{"model":"\xff"}',
+        encode_manifest(manifest(a=VARIANT)).replace(b'"model":"model.onnx"', b'"model":"other.onnx"'),
+        *(
+            encode_manifest(manifest(a=VARIANT)).replace(b"model.onnx.data", name)
+            for name in (
+                b"../model.data",
+                b"..",
+                b".hidden",
+                b"/etc/passwd",
+                b"a/b",
+                b"a\\nb",
+                b"data\\n",
+                b"a" * 129,
+                b"",
+            )
+        ),
     ],
 )
 def test_anything_else_is_refused(data: bytes) -> None:
