@@ -161,9 +161,11 @@ def _reassigned(tx: Transaction, model: ModelName, action: Notify | Revert) -> D
 
 
 def _request_patch(tx: Transaction, key: PatchKey, now: float) -> None:
-    if tx.patches.get(key.base, key.target, key.codec) is None:
-        wanted = Patch(base=key.base, target=key.target, codec=key.codec, state="pending", created_at=now)
-        tx.patches.put(wanted)
+    known = tx.patches.get(key.base, key.target, key.codec)
+    if known is None:
+        tx.patches.put(Patch(base=key.base, target=key.target, codec=key.codec, state="pending", created_at=now))
+    elif known.may_be_asked_again:
+        tx.patches.put(known.to_be_built())
 
 
 def _store(tx: Transaction, rollout: Rollout, executions: list[Execution], now: float) -> None:
@@ -202,7 +204,7 @@ def _lineage(
     lineage = Lineage(artifacts=_artifacts(tx, manifest.model), codecs=CODECS)
     keys = {key for device in devices for key in wanted_patches(device, manifest, lineage)}
     known = {key: patch for key in keys if (patch := tx.patches.get(key.base, key.target, key.codec)) is not None}
-    decided = {key: patch.state != "pending" for key, patch in known.items()}
+    decided = {key: patch.state != "pending" for key, patch in known.items() if not patch.may_be_asked_again}
     sizes = {key: patch.patch.size for key, patch in known.items() if patch.state == "ready" and patch.patch}
     return replace(lineage, decided=decided), sizes
 

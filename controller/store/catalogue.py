@@ -106,23 +106,40 @@ class SqlPatches:
 
     def put(self, patch: Patch) -> None:
         row = msgspec.structs.asdict(patch)
-        row["size"] = patch.patch.size if patch.patch else None
+        needed = row.pop("needs_bytes")
+        row["size"] = patch.patch.size if patch.patch else needed or None
         row["patch"] = patch.patch.digest if patch.patch else None
         upsert(self._connection, schema.patches, [row])
 
     def pending(self, limit: int) -> list[Patch]:
         return self._find(schema.patches.c.state == "pending", limit=limit)
 
+    def skipped(self, limit: int) -> list[Patch]:
+        return self._find(schema.patches.c.state == "skipped", limit=limit, newest_first=True)
+
+    def ready(self) -> list[Patch]:
+        return self._find(schema.patches.c.state == "ready")
+
+    def ready_bytes(self) -> int:
+        columns = schema.patches.c
+        query = sa.select(sa.func.coalesce(sa.func.sum(columns.size), 0)).where(columns.state == "ready")
+        return int(self._connection.scalar(query) or 0)
+
     def for_target(self, target: Digest) -> list[Patch]:
         return self._find(schema.patches.c.target == target)
 
-    def _find(self, *conditions: sa.ColumnElement[bool], limit: int | None = None) -> list[Patch]:
+    def _find(
+        self, *conditions: sa.ColumnElement[bool], limit: int | None = None, newest_first: bool = False
+    ) -> list[Patch]:
         columns = schema.patches.c
-        order = (columns.created_at, columns.base, columns.target, columns.codec)
+        at = columns.created_at.desc() if newest_first else columns.created_at
+        order = (at, columns.base, columns.target, columns.codec)
         query = sa.select(schema.patches).where(*conditions).order_by(*order).limit(limit)
         return [_patch(row._asdict()) for row in self._connection.execute(query)]
 
 
 def _patch(row: dict[str, Any]) -> Patch:
     digest, size = row.pop("patch"), row.pop("size")
-    return Patch(**row, patch=None if digest is None else ArtifactRef(digest, size))
+    if digest is None:
+        return Patch(**row, needs_bytes=size or 0)
+    return Patch(**row, patch=ArtifactRef(digest, size))

@@ -8,6 +8,7 @@ must not do other IO, and may run a second time after a crash, never twice other
 Every adapter passes `tests/contract/test_store.py`. Lists are ordered by key and paged by the last key seen.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol, TypeVar
 
@@ -24,7 +25,10 @@ T = TypeVar("T")
 Role = Literal["admin", "device", "join"]
 """`admin`: a person or a program that operates the fleet; `device`: one agent; `join`: may only enrol devices."""
 
-PatchState = Literal["pending", "ready", "not_worth", "failed"]
+PatchState = Literal["pending", "ready", "not_worth", "failed", "skipped"]
+
+SkipCause = Literal["unheld", "cpu", "disk"]
+"""Why a patch was skipped: no device holds its base, or a budget of the registry is used up."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +55,9 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
 class Patch(msgspec.Struct, frozen=True, kw_only=True):
     """A patch from one artifact to another, or the knowledge that there is none worth sending.
 
-    `not_worth`: it would not save enough; `failed`: it could not be built. `reason` is a sentence.
+    `not_worth`: it would not save enough; `failed`: it could not be built; `skipped`: it was not built, or not kept,
+    and may be one day (`skipped_for` says why not now). `reason` is a sentence. `cpu_s` is what all attempts to build
+    it have cost, `needs_bytes` the size of one for which there was no room.
     """
 
     base: Digest
@@ -61,6 +67,18 @@ class Patch(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     patch: ArtifactRef | None = None
     reason: str = ""
+    cpu_s: float = 0.0
+    skipped_for: SkipCause | None = None
+    needs_bytes: int = 0
+
+    @property
+    def may_be_asked_again(self) -> bool:
+        """Whether to ask for it anew could change anything: whoever asks knows of a device that holds the base."""
+        return self.skipped_for == "unheld"
+
+    def to_be_built(self) -> "Patch":
+        """The same, pending; what it has cost so far stays."""
+        return msgspec.structs.replace(self, state="pending", reason="", skipped_for=None, needs_bytes=0)
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +152,10 @@ class Devices(Protocol):
 
     def all(self) -> Iterator[Device]: ...
 
+    def holders(self) -> Counter[Digest]:
+        """How many devices say that they hold each file; one pass over the fleet that reads nothing else of it."""
+        ...
+
 
 class Orders(Protocol):
     """The newest order of each device."""
@@ -197,6 +219,18 @@ class Patches(Protocol):
 
     def pending(self, limit: int) -> list[Patch]:
         """Oldest first."""
+        ...
+
+    def skipped(self, limit: int) -> list[Patch]:
+        """Newest first: those that somebody may still want."""
+        ...
+
+    def ready(self) -> list[Patch]:
+        """Those that can be offered, oldest first."""
+        ...
+
+    def ready_bytes(self) -> int:
+        """How many bytes they take together."""
         ...
 
     def for_target(self, target: Digest) -> list[Patch]: ...
@@ -334,6 +368,7 @@ __all__ = [
     "Releases",
     "Role",
     "Rollouts",
+    "SkipCause",
     "Store",
     "StoredResponse",
     "TelemetryLog",

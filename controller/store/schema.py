@@ -105,6 +105,8 @@ patches = sa.Table(
     sa.Column("patch", Key, index=True),
     sa.Column("size", sa.BigInteger),
     sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("cpu_s", sa.Double, nullable=False, server_default="0"),
+    sa.Column("skipped_for", sa.Text),
     sa.Index("patches_by_state", "state", "created_at"),
     sa.Index("patches_by_target", "target"),
 )

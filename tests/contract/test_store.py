@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from common.artifact.digest import digest_of
 from common.artifact.manifest import ArtifactRef, ReleaseManifest, TensorSpec, Variant
@@ -247,6 +248,23 @@ async def test_devices_are_paged_in_order_of_their_ids(store: Store) -> None:
     assert await store.read(lambda tx: tx.devices.page("b2", 2)) == []
 
 
+async def test_holders_of_each_file_are_counted_over_the_whole_fleet(store: Store) -> None:
+    def work(tx: Transaction) -> None:
+        tx.devices.put(Device(id=BOB, created_at=1.0))
+        for number in range(1200):
+            held = (blob("a"), blob("a"), blob("b")) if number % 3 else (blob("a"),)
+            name = DeviceId(f"device-{number:04}")
+            reported = ReportedState(
+                device=name, epoch=1, seq=1, sent_at=1.0, generation=1, held=tuple(one.digest for one in held)
+            )
+            tx.devices.put(Device(id=name, created_at=1.0, reported=reported))
+
+    assert await store.read(lambda tx: tx.devices.holders()) == {}
+    await store.write(work)
+    holders = await store.read(lambda tx: tx.devices.holders())
+    assert holders == {blob("a").digest: 1200, blob("b").digest: 800}
+
+
 async def test_all_devices_may_be_changed_while_walking_over_them(store: Store) -> None:
     names = [f"device-{number:04}" for number in range(1200)]
     await put_device(store, *names)
@@ -391,6 +409,35 @@ async def test_patches_wait_oldest_first_until_they_are_settled(store: Store) ->
     assert [p.created_at for p in await store.read(lambda tx: tx.patches.pending(9))] == [2.0, 3.0]
     assert await store.read(lambda tx: tx.patches.get(settled.base, settled.target, "c.1")) == settled
     assert await store.read(lambda tx: tx.patches.get(settled.base, settled.target, "c.2")) is None
+
+
+async def test_what_a_patch_costs_and_why_it_was_skipped_is_remembered(store: Store) -> None:
+    no_room = replace(
+        patch("a", "t", state="skipped", reason="no room"), skipped_for="disk", needs_bytes=2**40, cpu_s=1.25
+    )
+    unheld = replace(patch("b", "t", state="skipped", created_at=2.0), skipped_for="unheld")
+
+    def work(tx: Transaction) -> None:
+        for one in (no_room, unheld, patch("c", "t"), patch("d", "t", state="failed")):
+            tx.patches.put(one)
+
+    await store.write(work)
+    assert await store.read(lambda tx: tx.patches.get(no_room.base, no_room.target, "c.1")) == no_room
+    assert await store.read(lambda tx: tx.patches.skipped(9)) == [unheld, no_room]
+    assert await store.read(lambda tx: tx.patches.skipped(1)) == [unheld]
+
+
+async def test_only_patches_that_can_be_offered_take_room(store: Store) -> None:
+    first = patch("a", "t", state="ready", patch=blob("12345"))
+    second = patch("b", "t", state="ready", created_at=2.0, patch=blob("123"))
+    assert await store.read(lambda tx: (tx.patches.ready(), tx.patches.ready_bytes())) == ([], 0)
+
+    def work(tx: Transaction) -> None:
+        for one in (second, first, replace(patch("c", "t", state="skipped"), skipped_for="disk", needs_bytes=100)):
+            tx.patches.put(one)
+
+    await store.write(work)
+    assert await store.read(lambda tx: (tx.patches.ready(), tx.patches.ready_bytes())) == ([first, second], 8)
 
 
 # Rollouts and tokens
