@@ -2,20 +2,22 @@
 
 The weights are skipped, never read, so a model of a gigabyte costs about as much as one of a kilobyte, and neither
 onnx nor protobuf has to be installed where a release is published. Only what a release needs is checked: that the file
-is an ONNX model whose weights are inside it and whose inputs and outputs are tensors of known rank. Whether its
-operators make sense is for the engine to say.
+is an ONNX model whose inputs and outputs are tensors of known rank. Whether its operators make sense is for the engine
+to say. Where the weights lie is found on the way: in this file, or in others beside it (`common.artifact.external`).
 
-Source: onnx/onnx.proto (ModelProto, GraphProto, ValueInfoProto, TypeProto) and docs/IR.md of the ONNX project. An
-initializer that is also listed as a graph input is a default value, not something a caller must send, and is left out.
-External data of tensors inside node attributes is not looked for.
+Source: onnx/onnx.proto (ModelProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, TypeProto) and docs/IR.md of
+the ONNX project. An initializer that is also listed as a graph input is a default value, not something a caller must
+send, and is left out. Tensors are looked for everywhere: in initializers, in nodes' attributes, in graphs inside these,
+and in functions.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
 
+from common.artifact.external import ExternalTensor
 from common.artifact.manifest import TensorSpec
+from common.artifact.parts import PART_BYTES_MIN
 from common.artifact.protobuf import LEN, VARINT, Field, Malformed, Span, WireReader, signed
 from common.artifact.source import ByteSource
 from common.errors import InvalidInput
@@ -26,6 +28,9 @@ TENSORS_MAX = 256
 RANK_MAX = 32
 OPSETS_MAX = 64
 INITIALIZERS_MAX = 200_000
+GRAPHS_DEEP_MAX = 32
+"""Graphs inside attributes of nodes of graphs inside..."""
+DECIMAL_DIGITS_MAX = 19
 OPEN_AXIS = -1
 DEFAULT_DOMAINS = frozenset({"", "ai.onnx"})
 
@@ -35,24 +40,32 @@ DATATYPES = {
 }  # fmt: skip
 """TensorProto.DataType to the name in the Open Inference Protocol V2; what is missing has none there."""
 
+PAYLOAD_FIELDS = frozenset({4, 5, 7, 9, 10, 11})
+"""TensorProto's float_data, int32_data, int64_data, raw_data, double_data and uint64_data."""
+
 FIX_NOT_ONNX = "upload the .onnx file as the exporter wrote it, complete"
 
 
 class OnnxSignature(msgspec.Struct, frozen=True, kw_only=True):
-    """`opset` is the version of the default operator set (0 if the model only uses others); -1 is an open axis."""
+    """`opset` is the version of the default operator set (0 if the model only uses others); -1 is an open axis.
+
+    `payloads` are the places of the larger tensors' bytes in this file, `external` the tensors that lie in others.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     opset: int
     ir_version: int
     producer: str
+    payloads: tuple[Span, ...] = ()
+    external: tuple[ExternalTensor, ...] = ()
 
 
 def read_signature(source: ByteSource) -> OnnxSignature:
     """The inputs, outputs and versions of the ONNX model in `source`.
 
-    `InvalidInput` (field `model`) when it is not a complete ONNX model, keeps weights in other files, or has an input
-    or output that a device could not serve.
+    `InvalidInput` (field `model`) when it is not a complete ONNX model, or has an input or output that a device could
+    not serve.
     """
     try:
         return _Model(WireReader(source)).signature()
@@ -71,6 +84,8 @@ class _Model:
     inputs: list[Span] = field(default_factory=list)
     outputs: list[Span] = field(default_factory=list)
     initializers: set[str] = field(default_factory=set)
+    payloads: list[Span] = field(default_factory=list)
+    external: list[ExternalTensor] = field(default_factory=list)
 
     def signature(self) -> OnnxSignature:
         for part in self.reader.fields(self.reader.whole):
@@ -83,6 +98,8 @@ class _Model:
                     self._graph(_message(part))
                 case Field(number=8):
                     self._opset(_message(part))
+                case Field(number=25):
+                    self._function(_message(part))
         self._check_complete()
         named = [(self._value_name(span), span) for span in self.inputs]
         return OnnxSignature(
@@ -91,6 +108,8 @@ class _Model:
             opset=max((self.opsets.get(domain, 0) for domain in DEFAULT_DOMAINS), default=0),
             ir_version=self.ir_version,
             producer=self.producer,
+            payloads=tuple(sorted(self.payloads)),
+            external=tuple(self.external),
         )
 
     def _check_complete(self) -> None:
@@ -120,15 +139,46 @@ class _Model:
     def _graph(self, span: Span) -> None:
         for part in self.reader.fields(span):
             match part.number:
+                case 1:
+                    self._node(_message(part), GRAPHS_DEEP_MAX)
                 case 5:
-                    self._default(self._initializer_name(_message(part)))
+                    self._default(self._stored_tensor(_message(part)))
                 case 11:
                     self._keep(self.inputs, part, "inputs")
                 case 12:
                     self._keep(self.outputs, part, "outputs")
                 case 15:
-                    for name in self._sparse_names(_message(part)):
-                        self._default(name)
+                    self._default(self._sparse_tensor(_message(part)))
+
+    def _function(self, span: Span) -> None:
+        for part in self.reader.fields(span):
+            if part.number == 7:
+                self._node(_message(part), GRAPHS_DEEP_MAX)
+
+    def _node(self, span: Span, deeper: int) -> None:
+        """Look for tensors in the attributes of a node; `deeper` is how many graphs may lie inside one another."""
+        attributes = [_message(part) for part in self.reader.fields(span) if part.number == 5]
+        for attribute in attributes:
+            for part in self.reader.fields(attribute):
+                match part.number:
+                    case 5 | 10:
+                        self._stored_tensor(_message(part))
+                    case 22 | 23:
+                        self._sparse_tensor(_message(part))
+                    case 6 | 11:
+                        self._inner_graph(_message(part), deeper - 1)
+
+    def _inner_graph(self, span: Span, deeper: int) -> None:
+        if deeper < 0:
+            raise Malformed(f"more than {GRAPHS_DEEP_MAX} graphs inside one another at byte {span.start}")
+        for part in self.reader.fields(span):
+            match part.number:
+                case 1:
+                    self._node(_message(part), deeper)
+                case 5:
+                    self._stored_tensor(_message(part))
+                case 15:
+                    self._sparse_tensor(_message(part))
 
     def _keep(self, spans: list[Span], part: Field, what: str) -> None:
         # Before IR version 4 every initializer is listed as an input too, so the bound holds for the sum.
@@ -141,20 +191,44 @@ class _Model:
             raise Malformed(f"more than {INITIALIZERS_MAX} initializers")
         self.initializers.add(name)
 
-    def _initializer_name(self, span: Span) -> str:
-        name = ""
+    def _stored_tensor(self, span: Span) -> str:
+        """Take down where the tensor's bytes lie; its name."""
+        name, elsewhere, entries = "", False, {}
         for part in self.reader.fields(span):
             if part.number == 8:
                 name = self._text(part)
-            elif part.number == 14 and part.wire_type == VARINT and part.value == 1:
-                fix = "save it as one file: onnx.save_model(model, path, save_as_external_data=False)"
-                raise InvalidInput("the weights are in other files (external data)", field="model", fix=fix)
+            elif part.number in PAYLOAD_FIELDS and part.wire_type == LEN:
+                if part.span.end - part.span.start >= PART_BYTES_MIN:
+                    self.payloads.append(part.span)
+            elif part.number == 13:
+                key, value = self._entry(_message(part))
+                entries[key] = value
+            elif part.number == 14 and part.wire_type == VARINT:
+                elsewhere = part.value == 1
+        if elsewhere:
+            self._keep_external(name, entries)
         return name
 
-    def _sparse_names(self, span: Span) -> Iterator[str]:
+    def _keep_external(self, name: str, entries: dict[str, str]) -> None:
+        if len(self.external) >= INITIALIZERS_MAX:
+            raise Malformed(f"more than {INITIALIZERS_MAX} tensors in other files")
+        length = _decimal(entries["length"], name) if "length" in entries else None
+        offset = _decimal(entries.get("offset", "0"), name)
+        self.external.append(ExternalTensor(name, entries.get("location", ""), offset, length))
+
+    def _entry(self, span: Span) -> tuple[str, str]:
+        texts = {part.number: self._text(part) for part in self.reader.fields(span) if part.number in {1, 2}}
+        return texts.get(1, ""), texts.get(2, "")
+
+    def _sparse_tensor(self, span: Span) -> str:
+        """The name is that of the values; the indices are a tensor too."""
+        name = ""
         for part in self.reader.fields(span):
             if part.number == 1:
-                yield self._initializer_name(_message(part))
+                name = self._stored_tensor(_message(part))
+            elif part.number == 2:
+                self._stored_tensor(_message(part))
+        return name
 
     def _value_name(self, span: Span) -> str:
         names = [self._text(part) for part in self.reader.fields(span) if part.number == 1]
@@ -209,3 +283,9 @@ def _message(part: Field) -> Span:
     if part.wire_type != LEN:
         raise Malformed(f"field {part.number} at byte {part.span.start} has wire type {part.wire_type}")
     return part.span
+
+
+def _decimal(text: str, tensor: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= DECIMAL_DIGITS_MAX):
+        raise Malformed(f"the place of tensor {tensor!r} in its file is {text[:40]!r}, not a number")
+    return int(text)

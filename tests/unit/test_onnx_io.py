@@ -116,15 +116,6 @@ def test_a_truncated_real_model_is_refused(real_models: tuple[Path, Path]) -> No
         assert "ends at byte" in refusal(data[:length]).message
 
 
-def test_weights_in_other_files_are_refused() -> None:
-    weight = numpy_helper.from_array(np.ones(3, np.float32), "w")
-    weight.ClearField("raw_data")
-    weight.data_location = TensorProto.EXTERNAL
-    error = refusal(model_bytes(initializers=[weight]))
-    assert "external data" in error.message
-    assert "one file" in str(error.fix)
-
-
 def test_an_output_that_is_not_a_tensor_is_refused_by_name() -> None:
     sequence = helper.make_tensor_sequence_value_info("probabilities", TensorProto.FLOAT, None)
     error = refusal(model_bytes(outputs=[sequence]))
