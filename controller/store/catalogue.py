@@ -1,4 +1,4 @@
-"""Tables about what can be installed: releases, the artifacts they are made of, and patches between artifacts."""
+"""Tables about what can be installed: releases, the artifacts they are made of, patches between them, their parts."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from common.errors import Conflict
 from common.ids import Digest, ModelName, ReleaseRef
 from controller.store import schema
 from controller.store.dialect import Row, insert_absent, insert_new, upsert
-from controller.store.port import Patch, Release
+from controller.store.port import FileParts, Patch, Release
 
 
 class SqlReleases:
@@ -74,23 +74,43 @@ class SqlArtifacts:
         )
 
     def unused(self, before: float) -> list[ArtifactRef]:
-        table, patches, files = schema.artifacts, schema.patches, schema.release_files
+        table, patches, parts, files = schema.artifacts, schema.patches, schema.parts, schema.release_files
         is_file = sa.exists().where(files.c.digest == table.c.digest)
         is_envelope = sa.exists().where(schema.releases.c.envelope == table.c.digest)
         is_patch = sa.exists().where(
             patches.c.patch == table.c.digest, patches.c.state == "ready", files.c.digest == patches.c.target
         )
+        is_index = sa.exists().where(parts.c.digest == table.c.digest, files.c.digest == parts.c.file)
         query = (
             sa.select(table.c.digest, table.c.size)
-            .where(table.c.arrived_at < before, ~is_file, ~is_envelope, ~is_patch)
+            .where(table.c.arrived_at < before, ~is_file, ~is_envelope, ~is_patch, ~is_index)
             .order_by(table.c.digest)
         )
         return [ArtifactRef(digest, size) for digest, size in self._connection.execute(query)]
 
     def remove(self, digest: Digest) -> None:
-        """Also forgets the patches whose bytes these were, so that nobody offers them."""
+        """Also forgets the patches and the lists of parts whose bytes these were, so that nobody offers them."""
         self._connection.execute(schema.artifacts.delete().where(schema.artifacts.c.digest == digest))
         self._connection.execute(schema.patches.delete().where(schema.patches.c.patch == digest))
+        self._connection.execute(schema.parts.delete().where(schema.parts.c.digest == digest))
+
+
+class SqlParts:
+    """`port.PartsIndexes`."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+
+    def get(self, file: Digest) -> FileParts | None:
+        table = schema.parts
+        row = self._connection.execute(
+            sa.select(table.c.digest, table.c.data).where(table.c.file == file)
+        ).one_or_none()
+        return None if row is None else FileParts(file=file, index=ArtifactRef(row[0], len(row[1])), data=row[1])
+
+    def put(self, parts: FileParts) -> None:
+        row: Row = {"file": parts.file, "digest": parts.index.digest, "data": parts.data}
+        upsert(self._connection, schema.parts, [row])
 
 
 class SqlPatches:

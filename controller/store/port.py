@@ -81,6 +81,14 @@ class Patch(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, state="pending", reason="", skipped_for=None, needs_bytes=0)
 
 
+class FileParts(msgspec.Struct, frozen=True, kw_only=True):
+    """The list of the parts of a file (`common.artifact.parts`): an artifact, and its bytes, which decisions read."""
+
+    file: Digest
+    index: ArtifactRef
+    data: bytes
+
+
 class Token(msgspec.Struct, frozen=True, kw_only=True):
     """A bearer credential, known only by the SHA-256 of its text. `uses_left` None means any number."""
 
@@ -199,9 +207,10 @@ class Artifacts(Protocol):
         """Insert, or renew the time of arrival of one that is there (an upload that will be referred to shortly)."""
 
     def unused(self, before: float) -> list[ArtifactRef]:
-        """Artifacts that arrived before `before` and that no release and no ready patch refers to.
+        """Artifacts that arrived before `before` and that no release, no ready patch and no list of parts refers to.
 
-        A patch is needed while a release has its target as artifact. Orders and rollouts refer to releases, and
+        A patch is needed while a release has its target as a file, and a list of parts while a release has the file
+        that it is of. Orders and rollouts refer to releases, and
         releases are kept, so what they need is never listed.
         """
         ...
@@ -234,6 +243,15 @@ class Patches(Protocol):
         ...
 
     def for_target(self, target: Digest) -> list[Patch]: ...
+
+
+class PartsIndexes(Protocol):
+    """The lists of parts, by the file that they are of."""
+
+    def get(self, file: Digest) -> FileParts | None: ...
+
+    def put(self, parts: FileParts) -> None:
+        """Insert or replace."""
 
 
 class Rollouts(Protocol):
@@ -324,6 +342,8 @@ class Transaction(Protocol):
     @property
     def patches(self) -> Patches: ...
     @property
+    def parts(self) -> PartsIndexes: ...
+    @property
     def rollouts(self) -> Rollouts: ...
     @property
     def tokens(self) -> Tokens: ...
@@ -357,10 +377,12 @@ __all__ = [
     "AuditEntry",
     "Devices",
     "Event",
+    "FileParts",
     "Journal",
     "Order",
     "Orders",
     "Patch",
+    "PartsIndexes",
     "PatchState",
     "Patches",
     "Release",

@@ -111,6 +111,14 @@ patches = sa.Table(
     sa.Index("patches_by_target", "target"),
 )
 
+parts = sa.Table(
+    "parts",
+    metadata,
+    sa.Column("file", Key, primary_key=True),
+    sa.Column("digest", Key, nullable=False, index=True),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+)
+
 rollouts = sa.Table(
     "rollouts",
     metadata,

@@ -24,7 +24,7 @@ from common.clock import Clock
 from common.durable import PRIVATE_MODE, explaining_full_disk
 from common.errors import InvalidInput, Unavailable
 from controller.store import migrate
-from controller.store.catalogue import SqlArtifacts, SqlPatches, SqlReleases
+from controller.store.catalogue import SqlArtifacts, SqlParts, SqlPatches, SqlReleases
 from controller.store.dialect import explained
 from controller.store.fleet import SqlDevices, SqlOrders, SqlTelemetryLog
 from controller.store.operations import SqlJournal, SqlRollouts, SqlTokens
@@ -59,6 +59,7 @@ class SqlTransaction:
         self.releases = SqlReleases(connection)
         self.artifacts = SqlArtifacts(connection)
         self.patches = SqlPatches(connection)
+        self.parts = SqlParts(connection)
         self.rollouts = SqlRollouts(connection)
         self.tokens = SqlTokens(connection)
         self.journal = SqlJournal(connection)

@@ -20,6 +20,7 @@ from controller.store import open_store
 from controller.store.port import (
     AuditEntry,
     Event,
+    FileParts,
     Order,
     Patch,
     PatchState,
@@ -56,7 +57,9 @@ def blob(name: str) -> ArtifactRef:
 
 def release(version: str, *files: str, model: str = "detector") -> Release:
     tensor = TensorSpec("x", "FP32", (-1, 3))
-    variants = {f"v{index}": Variant({"m.onnx": blob(name)}, (tensor,), (tensor,)) for index, name in enumerate(files)}
+    variants = {
+        f"v{index}": Variant({"m.onnx": blob(name)}, "m.onnx", (tensor,), (tensor,)) for index, name in enumerate(files)
+    }
     manifest = ReleaseManifest(ModelName(model), Version(version), variants)
     return Release(
         ref=manifest.release,
@@ -65,6 +68,10 @@ def release(version: str, *files: str, model: str = "detector") -> Release:
         published_at=1.5,
         published_by="ada",
     )
+
+
+def file_parts(file: str, data: bytes) -> FileParts:
+    return FileParts(file=blob(file).digest, index=blob(data.decode()), data=data)
 
 
 def patch(
@@ -358,8 +365,8 @@ async def test_releases_are_paged_by_model_and_version_and_found_by_file(store: 
 
 async def test_what_a_release_or_a_patch_of_one_needs_is_never_unused(store: Store) -> None:
     published = release("1", "file", "int8 file")
-    needed = ("file", "int8 file", "good patch")
-    loose = ("upload", "stray patch", "failed patch")
+    needed = ("file", "int8 file", "good patch", "list")
+    loose = ("upload", "stray patch", "failed patch", "stray list")
 
     def work(tx: Transaction) -> None:
         for name in (*needed, *loose):
@@ -369,6 +376,8 @@ async def test_what_a_release_or_a_patch_of_one_needs_is_never_unused(store: Sto
         tx.patches.put(patch("base", "file", state="ready", patch=blob("good patch")))
         tx.patches.put(patch("base", "no file of a release", state="ready", patch=blob("stray patch")))
         tx.patches.put(patch("other", "file", state="failed", patch=blob("failed patch")))
+        tx.parts.put(file_parts("file", b"list"))
+        tx.parts.put(file_parts("no file of a release", b"stray list"))
 
     await store.write(work)
     unused = await store.read(lambda tx: tx.artifacts.unused(before=11.0))
@@ -381,6 +390,19 @@ async def test_a_repeated_upload_is_fresh_again(store: Store) -> None:
     await store.write(lambda tx: tx.artifacts.put(blob("a"), at=20.0))
     assert await store.read(lambda tx: tx.artifacts.unused(before=11.0)) == []
     assert await store.read(lambda tx: tx.artifacts.get(blob("a").digest)) == blob("a")
+
+
+async def test_a_file_has_one_list_of_parts_the_newest(store: Store) -> None:
+    await store.write(lambda tx: tx.parts.put(file_parts("file", b"old")))
+    await store.write(lambda tx: tx.parts.put(file_parts("file", b"newer")))
+    assert await store.read(lambda tx: tx.parts.get(blob("file").digest)) == file_parts("file", b"newer")
+    assert await store.read(lambda tx: tx.parts.get(blob("other").digest)) is None
+
+
+async def test_removing_an_artifact_forgets_the_list_of_parts_that_it_was(store: Store) -> None:
+    await store.write(lambda tx: tx.parts.put(file_parts("file", b"list")))
+    await store.write(lambda tx: tx.artifacts.remove(blob("list").digest))
+    assert await store.read(lambda tx: tx.parts.get(blob("file").digest)) is None
 
 
 async def test_removing_an_artifact_forgets_the_patches_that_it_was(store: Store) -> None:
