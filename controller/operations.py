@@ -5,25 +5,26 @@ two halves of the reconciler's work around `rollouts.planner.plan`. Each runs in
 (`rollout.created`, `rollout.updated`, `execution.updated`); whoever calls for a person writes the audit entry.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from typing import assert_never
 
 from msgspec.structs import replace
 
-from common.artifact import ReleaseManifest
+from common.artifact import ReleaseManifest, Variant
 from common.delta import CODECS
 from common.errors import Conflict, IntegrityFailure, NotFound
-from common.ids import DeviceId, Digest, ModelName, ReleaseRef
+from common.ids import DeviceId, ModelName, ReleaseRef
 from common.trust import Signer
 from controller.devices import Device, next_generation
-from controller.orders import make_order
+from controller.orders import Terms, improvable, load_catalogue, make_order
 from controller.rollouts import commands
 from controller.rollouts.judgement import OPEN
 from controller.rollouts.model import Execution, ExecutionState, Preview, Rollout, RolloutSpec
-from controller.rollouts.patching import Lineage, PatchKey, wanted_patches
+from controller.rollouts.patching import Lineage, PatchKey, bases_of, wanted_patches
 from controller.rollouts.planner import (
     Action,
     Notify,
+    Renew,
     RequestPatch,
     Revert,
     Snapshot,
@@ -90,8 +91,18 @@ def preview_rollout(tx: Transaction, spec: RolloutSpec, *, salt: str, now: float
         fix = "publish it first: ferry release publish"
         raise NotFound(f"release {spec.release} does not exist", field="release", fix=fix)
     devices = list(tx.devices.all())
-    lineage, sizes = _lineage(tx, release.manifest, devices)
-    return preview(spec, devices, manifest=release.manifest, lineage=lineage, patch_bytes=sizes, salt=salt, now=now)
+    files = {file for variant in release.manifest.variants.values() for file in variant.files.values()}
+    held = {digest for device in devices if device.reported for digest in device.reported.held}
+    return preview(
+        spec,
+        devices,
+        manifest=release.manifest,
+        envelope=release.envelope,
+        lineage=_lineage(tx, release.manifest, devices),
+        catalogue=load_catalogue(tx, files, held),
+        salt=salt,
+        now=now,
+    )
 
 
 def load_snapshot(tx: Transaction, rollout: Rollout, listening_since: float | None) -> Snapshot:
@@ -101,15 +112,17 @@ def load_snapshot(tx: Transaction, rollout: Rollout, listening_since: float | No
         raise IntegrityFailure(f"rollout {rollout.id}: its release {rollout.spec.release} is not in the store")
     executions = tuple(tx.rollouts.executions(rollout.id))
     devices = _devices(tx, frozenset(watched(rollout, executions)))
+    told = [devices[one.device] for one in executions if one.state in OPEN and one.device in devices]
     queued = [devices[one.device] for one in executions if one.state is ExecutionState.QUEUED and one.device in devices]
-    lineage, _ = _lineage(tx, release.manifest, queued)
+    waiting = told if rollout.spec.max_bytes is not None else []
     return Snapshot(
         rollout=rollout,
         executions=executions,
         devices=devices,
         manifest=release.manifest,
-        lineage=lineage,
+        lineage=_lineage(tx, release.manifest, [*queued, *waiting]),
         listening_since=listening_since,
+        improvable=improvable(tx, waiting, rollout.spec.release.model),
     )
 
 
@@ -133,7 +146,7 @@ def commit(
                     signer,
                     now=now,
                     changed=rollout.spec.release.model,
-                    probation_s=rollout.spec.probation_s,
+                    terms=_terms(rollout.spec),
                     traceparent=traceparent,
                 )
                 executions[action.execution.device] = action.execution
@@ -143,6 +156,8 @@ def commit(
                 rollout = action.rollout
             case RequestPatch():
                 _request_patch(tx, action.key, now)
+            case Renew():
+                _renew(tx, action.device, signer, now, traceparent)
             case _:
                 assert_never(action)
     _store(tx, rollout, list(executions.values()), now)
@@ -160,6 +175,17 @@ def _reassigned(tx: Transaction, model: ModelName, action: Notify | Revert) -> D
     return replace(device, assigned=assigned)
 
 
+def _terms(spec: RolloutSpec) -> Terms:
+    return Terms(probation_s=spec.probation_s, max_bytes=spec.max_bytes, on_exceed=spec.on_exceed)
+
+
+def _renew(tx: Transaction, name: DeviceId, signer: Signer, now: float, traceparent: str | None) -> None:
+    """Tell a device again what it was told, with the ways that there are now."""
+    device = tx.devices.get(name)
+    if device is not None:
+        make_order(tx, device, signer, now=now, traceparent=traceparent)
+
+
 def _request_patch(tx: Transaction, key: PatchKey, now: float) -> None:
     known = tx.patches.get(key.base, key.target, key.codec)
     if known is None:
@@ -173,7 +199,16 @@ def _store(tx: Transaction, rollout: Rollout, executions: list[Execution], now: 
     if executions:
         tx.rollouts.put_executions(rollout.id, executions)
     for one in executions:
-        _emit(tx, "execution.updated", rollout, now, device=one.device, state=one.state.value, reason=one.reason)
+        _emit(
+            tx,
+            "execution.updated",
+            rollout,
+            now,
+            device=one.device,
+            state=one.state.value,
+            reason=one.reason,
+            detail=one.detail,
+        )
     before = tx.rollouts.get(rollout.id)
     if before == rollout:
         return
@@ -197,26 +232,22 @@ def _devices(tx: Transaction, wanted: frozenset[DeviceId]) -> dict[DeviceId, Dev
     return {device.id: device for device in known if device is not None and device.id in wanted}
 
 
-def _lineage(
-    tx: Transaction, manifest: ReleaseManifest, devices: Iterable[Device]
-) -> tuple[Lineage, Mapping[PatchKey, int]]:
-    """What is known of the patches that could serve `devices`, and the sizes in bytes of those that are ready."""
-    lineage = Lineage(artifacts=_artifacts(tx, manifest.model), codecs=CODECS)
+def _lineage(tx: Transaction, manifest: ReleaseManifest, devices: Iterable[Device]) -> Lineage:
+    """What is known of the patches that could serve `devices`."""
+    lineage = Lineage(bases=bases_of(manifest, _builds(tx, manifest.model)), codecs=CODECS)
     keys = {key for device in devices for key in wanted_patches(device, manifest, lineage)}
     known = {key: patch for key in keys if (patch := tx.patches.get(key.base, key.target, key.codec)) is not None}
     decided = {key: patch.state != "pending" for key, patch in known.items() if not patch.may_be_asked_again}
-    sizes = {key: patch.patch.size for key, patch in known.items() if patch.state == "ready" and patch.patch}
-    return replace(lineage, decided=decided), sizes
+    return replace(lineage, decided=decided)
 
 
-def _artifacts(tx: Transaction, model: ModelName) -> frozenset[Digest]:
-    """The files of all releases of a model."""
-    found: set[Digest] = set()
+def _builds(tx: Transaction, model: ModelName) -> Iterator[Variant]:
+    """The builds of all releases of a model."""
     after: tuple[str, str] | None = None
     while releases := tx.releases.page(after, RELEASES_PER_PAGE, model):
-        found.update(variant.artifact.digest for one in releases for variant in one.manifest.variants.values())
+        for release in releases:
+            yield from release.manifest.variants.values()
         after = _key(releases[-1].ref)
-    return frozenset(found)
 
 
 def _key(release: ReleaseRef) -> tuple[str, str]:

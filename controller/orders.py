@@ -3,25 +3,40 @@
 An order is complete: it names every model that the device should run, so the newest one alone is enough. It is made in
 the transaction that changes what the device is assigned, and signed there, so that there is never an assignment without
 its order. `DesiredModel.order` is the generation in which that model's part last changed; it is carried from order to
-order (the last order is stored exactly as it was sent), so that news about one model does not disturb another.
+order (the last order is stored exactly as it was sent), so that news about one model does not disturb another. So are
+the terms on which a model is taken. The ways to its files that are cheaper than all bytes are looked up anew each time.
 """
+
+from collections.abc import Iterable, Set
 
 import msgspec
 from msgspec.structs import replace
 
-from common.artifact import ReleaseManifest, digest_of
-from common.errors import IntegrityFailure
+from common.artifact import ArtifactRef, ReleaseManifest, Variant, digest_of
+from common.errors import IntegrityFailure, TooLarge
 from common.ids import DeviceId, Digest, ModelName, ReleaseRef
 from common.trust import Signer, unverified_payload
-from common.wire import DesiredModel, DesiredState, PatchOffer, encode
+from common.wire import DesiredFile, DesiredModel, DesiredState, OnExceed, PatchOffer, encode
 from common.wire.messages import DESIRED_PAYLOAD_TYPE
-from controller.devices import Device, choose_variant, next_generation
+from controller.devices import Device, choose_variant, next_generation, reported_model
+from controller.rollouts.ways import CHAIN_LENGTH_MAX, Catalogue, PartsList, offered, update_bytes
 from controller.store.port import Order, Release, Transaction
 
-PATCH_OFFERS_MAX = 4
-"""Patches offered per model, smallest first: a device holds two slots, and the whole order has a size limit."""
-PROBATION_S = 30.0
-"""For a model that no rollout says otherwise of."""
+CHAIN_TARGETS_MAX = 64
+"""Files that are looked at as places on the way to the wanted ones, nearest first."""
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """How a device takes a release: see the fields of the same names of `DesiredModel`. The defaults are for a model
+    that no rollout says otherwise of.
+    """
+
+    probation_s: float = 30.0
+    max_bytes: int | None = None
+    on_exceed: OnExceed = "defer"
+
+
+PLAIN_TERMS = Terms()
 
 
 def first_order(tx: Transaction, device: Device, signer: Signer, now: float) -> Device:
@@ -36,17 +51,17 @@ def make_order(
     *,
     now: float,
     changed: ModelName | None = None,
-    probation_s: float = PROBATION_S,
+    terms: Terms = PLAIN_TERMS,
     traceparent: str | None = None,
 ) -> Device:
     """Store `device` (its `assigned` is what it should run) with a new, signed, unpublished order for it.
 
-    `changed` is the model that this order is about; it is tried with `probation_s`, and is new even if its version is
+    `changed` is the model that this order is about; it is taken on `terms`, and is new even if its version is
     the one of the last order (a retry lifts the quarantine). The device as it is stored.
     """
     device = replace(device, generation=next_generation(device))
-    desired = desired_state(tx, device, now=now, changed=changed, probation_s=probation_s, traceparent=traceparent)
-    envelope = signer.sign(DESIRED_PAYLOAD_TYPE, encode(desired))
+    desired = desired_state(tx, device, now=now, changed=changed, terms=terms, traceparent=traceparent)
+    envelope = signer.sign(DESIRED_PAYLOAD_TYPE, _encoded(desired, changed))
     tx.orders.put(
         Order(
             device=device.id,
@@ -66,7 +81,7 @@ def desired_state(
     *,
     now: float,
     changed: ModelName | None = None,
-    probation_s: float = PROBATION_S,
+    terms: Terms = PLAIN_TERMS,
     traceparent: str | None = None,
 ) -> DesiredState:
     """All that `device` should run, from what it is assigned, as its generation says."""
@@ -76,11 +91,11 @@ def desired_state(
         release = tx.releases.get(ReleaseRef(name, version))
         if release is None:
             raise IntegrityFailure(f"{device.id} is assigned {name}@{version}, which is not in the store")
-        model = _desired_model(tx, device, release, device.generation, probation_s)
         before = last.get(name)
+        order, agreed = device.generation, terms
         if name != changed and before is not None and before.version == version:
-            model = replace(model, order=before.order, probation_s=before.probation_s)
-        models.append(model)
+            order, agreed = before.order, _terms_of(before)
+        models.append(_desired_model(tx, device, release, order, agreed))
     return DesiredState(
         device=device.id, generation=device.generation, issued_at=now, models=tuple(models), traceparent=traceparent
     )
@@ -96,19 +111,87 @@ def _last_models(tx: Transaction, device: DeviceId) -> tuple[DesiredModel, ...]:
     return () if order is None else decode_order(order).models
 
 
-def _desired_model(tx: Transaction, device: Device, release: Release, order: int, probation_s: float) -> DesiredModel:
-    variant = _variant(device, release.manifest)
-    artifact = release.manifest.variants[variant].artifact
+def improvable(tx: Transaction, devices: Iterable[Device], model: ModelName) -> frozenset[DeviceId]:
+    """Those of the devices that wait for a cheaper way to their order's version of `model`, and for which there is one.
+
+    Waiting is what they say themselves; what they could do is judged by their order and what they hold.
+    """
+    known: dict[object, Catalogue] = {}
+    found = set()
+    for device in devices:
+        wanted = next((one for one in _last_models(tx, device.id) if one.model == model), None)
+        if wanted is None or wanted.max_bytes is None or not _waits(device, wanted):
+            continue
+        held, codecs = _held(device), _codecs(device)
+        key = (held, wanted.manifest, wanted.variant)
+        if key not in known:
+            known[key] = load_catalogue(tx, [file.artifact for file in wanted.files], held)
+        now = [offered(file.name, file.artifact, held, codecs, known[key]) for file in wanted.files]
+        if update_bytes(now, wanted.manifest, held) < update_bytes(wanted.files, wanted.manifest, held):
+            found.add(device.id)
+    return frozenset(found)
+
+
+def load_catalogue(tx: Transaction, files: Iterable[ArtifactRef], held: Set[Digest]) -> Catalogue:
+    """What can be offered to devices that want `files` and hold some of `held`, chains and lists of parts included."""
+    wanted = {file.digest: file for file in files}
+    patches: list[PatchOffer] = []
+    seen: set[Digest] = set()
+    reached = sorted(wanted)
+    for _ in range(CHAIN_LENGTH_MAX):
+        targets = [digest for digest in reached if digest not in seen][: CHAIN_TARGETS_MAX - len(seen)]
+        seen.update(targets)
+        some = [patch for target in targets for patch in _ready_patches(tx, wanted.get(target), target)]
+        patches += some
+        reached = sorted({patch.base for patch in some})
+    parts = {digest: one for digest in {*wanted, *held} if (one := _parts_list(tx, digest)) is not None}
+    return Catalogue(tuple(patches), parts)
+
+
+def _ready_patches(tx: Transaction, target: ArtifactRef | None, digest: Digest) -> list[PatchOffer]:
+    target = target or tx.artifacts.get(digest)
+    if target is None:
+        return []
+    ready = [known for known in tx.patches.for_target(digest) if known.state == "ready"]
+    return [PatchOffer(known.base, target, known.patch, known.codec) for known in ready if known.patch is not None]
+
+
+def _parts_list(tx: Transaction, digest: Digest) -> PartsList | None:
+    known, file = tx.parts.get(digest), tx.artifacts.get(digest)
+    return None if known is None or file is None else PartsList(file, known.index, known.data)
+
+
+def _waits(device: Device, wanted: DesiredModel) -> bool:
+    entry = reported_model(device, wanted.model)
+    return entry is not None and entry.target == wanted.version and entry.phase == "fetching" and bool(entry.detail)
+
+
+def _desired_model(tx: Transaction, device: Device, release: Release, order: int, terms: Terms) -> DesiredModel:
+    name = _variant(device, release.manifest)
     return DesiredModel(
         model=release.ref.model,
         version=release.ref.version,
-        variant=variant,
+        variant=name,
         manifest=release.envelope,
-        artifact=artifact,
-        patches=_offers(tx, device, artifact.digest),
+        files=_files(tx, device, release.manifest.variants[name]),
         order=order,
-        probation_s=probation_s,
+        probation_s=terms.probation_s,
+        max_bytes=terms.max_bytes,
+        on_exceed=terms.on_exceed,
     )
+
+
+def _files(tx: Transaction, device: Device, variant: Variant) -> tuple[DesiredFile, ...]:
+    """The files of a variant, the ONNX file first."""
+    held, codecs = _held(device), _codecs(device)
+    missing = [file for file in variant.files.values() if file.digest not in held]
+    catalogue = load_catalogue(tx, missing, held) if held and missing else Catalogue()
+    names = [variant.model, *sorted(variant.files.keys() - {variant.model})]
+    return tuple(offered(name, variant.files[name], held, codecs, catalogue) for name in names)
+
+
+def _terms_of(model: DesiredModel) -> Terms:
+    return Terms(probation_s=model.probation_s, max_bytes=model.max_bytes, on_exceed=model.on_exceed)
 
 
 def _variant(device: Device, manifest: ReleaseManifest) -> str:
@@ -117,16 +200,24 @@ def _variant(device: Device, manifest: ReleaseManifest) -> str:
     return choose_variant(device, available) or min(available)
 
 
-def _offers(tx: Transaction, device: Device, target: Digest) -> tuple[PatchOffer, ...]:
-    if device.reported is None or device.capabilities is None:
-        return ()
-    offers = [
-        PatchOffer(base, known.patch, codec)
-        for base in device.reported.held
-        for codec in device.capabilities.patch_codecs
-        if (known := tx.patches.get(base, target, codec)) is not None
-        and known.state == "ready"
-        and known.patch is not None
-    ]
-    offers.sort(key=lambda offer: (offer.patch.size, offer.base))
-    return tuple(offers[:PATCH_OFFERS_MAX])
+def _held(device: Device) -> frozenset[Digest]:
+    return frozenset(device.reported.held if device.reported else ())
+
+
+def _codecs(device: Device) -> tuple[str, ...]:
+    return device.capabilities.patch_codecs if device.capabilities else ()
+
+
+def _encoded(desired: DesiredState, changed: ModelName | None) -> bytes:
+    """The order within its size limit: a device with very many files under way is offered less, first of the others."""
+    for kept in (None, {changed}, set[ModelName | None]()):
+        models = [model if kept is None or model.model in kept else _without_offers(model) for model in desired.models]
+        try:
+            return encode(replace(desired, models=tuple(models)))
+        except TooLarge as error:
+            too_large = error
+    raise too_large
+
+
+def _without_offers(model: DesiredModel) -> DesiredModel:
+    return replace(model, files=tuple(replace(file, patches=(), parts=()) for file in model.files))

@@ -12,6 +12,8 @@ import msgspec
 from msgspec import Meta
 
 from common.ids import DeviceId, ReleaseRef, Version
+from common.wire import OnExceed
+from common.wire.messages import COUNT_MAX
 
 PHASES_MAX = 32
 SELECTOR_CHARS_MAX = 1024
@@ -121,6 +123,10 @@ class RolloutSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """A device not heard from for this long after activation counts as failed."""
     straggler_s: Annotated[float, Meta(gt=0)] = 600.0
     """A device that has not activated this long after it was told no longer holds the phase up."""
+    max_bytes: Annotated[int, Meta(ge=1, le=COUNT_MAX)] | None = None
+    """The most bytes that the update may move over the network to each device, manifest included; null: any number."""
+    on_exceed: OnExceed = "defer"
+    """What a device does that cannot keep to `max_bytes`: wait for a cheaper way, or fail (reason `over_budget`)."""
     error_budget: ErrorBudget = ErrorBudget()
     on_failure: OnFailure = OnFailure.ROLLBACK
 
@@ -155,6 +161,7 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: float | None = None
     reason: str = ""
     detail: str = ""
+    """What the device waits for, or how it failed, in its own words."""
     attempt: int = 1
 
 
@@ -178,8 +185,9 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
 class PhasePreview(msgspec.Struct, frozen=True, kw_only=True):
     """What one phase adds. `devices` = `unchanged` + `patched` + `full` + `unfit`; `undecided` are among `full`.
 
-    `unchanged` hold the bytes already, `unfit` are devices that no variant fits. `bytes` cross the network,
-    `full_bytes` would without patches; manifests and orders (a few kB a device) are not counted.
+    `unchanged` hold the bytes already, `patched` need fewer than all (by patches, parts, or files that they have),
+    `unfit` are devices that no variant fits. `bytes` cross the network, `full_bytes` would without patches; manifests
+    and orders (a few kB a device) are not counted. `over_budget` need more than `max_bytes`, with their manifest.
     """
 
     index: int
@@ -190,6 +198,7 @@ class PhasePreview(msgspec.Struct, frozen=True, kw_only=True):
     full: int = 0
     undecided: int = 0
     unfit: int = 0
+    over_budget: int = 0
     bytes: int = 0
     full_bytes: int = 0
 

@@ -8,6 +8,8 @@ Silence is judged only while the controller itself can hear (`listening_since`):
 is away, every device looks silent, and that is nobody's fault.
 """
 
+from msgspec.structs import replace
+
 from common.ids import ReleaseRef, Version
 from common.wire import ReportedModel, UpdateReport
 from controller.devices import PRESENCE_TIMEOUT_S, Device, reported_model
@@ -31,7 +33,11 @@ def observed(execution: Execution, device: Device, release: ReleaseRef, now: flo
         reason = update.reason or update.outcome
         return moved(execution, ExecutionEvent.GAVE_UP, now, reason=reason, detail=update.detail)
     event = _progress(entry, _accepted(device, entry), execution.generation, release.version, update)
-    return execution if event is None else moved(execution, event, now)
+    if event is None:
+        return execution
+    if event is ExecutionEvent.WORKING:
+        return _waiting_for(moved(execution, event, now), entry)
+    return moved(execution, event, now, detail="")
 
 
 def has_gone_silent(
@@ -83,6 +89,13 @@ def _progress(
     if entry.target == version and entry.phase in BUSY_PHASES:
         return ExecutionEvent.WORKING
     return None
+
+
+def _waiting_for(execution: Execution, entry: ReportedModel) -> Execution:
+    """The execution with what the device says it waits for, while it has not activated the release."""
+    if execution.state is not ExecutionState.IN_PROGRESS or execution.detail == entry.detail:
+        return execution
+    return replace(execution, detail=entry.detail)
 
 
 def _going_back(execution: Execution, device: Device, entry: ReportedModel | None, now: float) -> Execution:

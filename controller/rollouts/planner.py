@@ -13,6 +13,8 @@ The rules, in the order in which they are applied:
 4. A rollback orders every device that was ever told back to what it ran before, and ends when all that can be reached
    have obeyed; the others find the order when they come back.
 5. When a rollout has ended, devices that come back late are still heard, and nothing else is done.
+6. Whenever there is nothing else to do, devices that wait for a cheaper way than their byte budget allows are told of
+   one that there is by now.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -52,7 +54,7 @@ from controller.rollouts.observation import (
 from controller.rollouts.patching import (
     Lineage,
     PatchKey,
-    target_artifact,
+    target_variant,
     undecided,
     unrequested,
     wanted_patches,
@@ -62,6 +64,8 @@ from controller.rollouts.transitions import ExecutionEvent, PhaseEvent, RolloutE
 ORDERS_PER_PLAN_MAX = 200
 """Orders made by one plan: each is signed inside the transaction that stores it, and that must be quick."""
 
+WAITING = frozenset({ExecutionState.NOTIFIED, ExecutionState.IN_PROGRESS})
+"""Told, and not serving the release yet."""
 STOP_EVENTS = {
     OnFailure.ROLLBACK: RolloutEvent.ROLLBACK,
     OnFailure.PAUSE: RolloutEvent.PAUSE,
@@ -72,7 +76,8 @@ STOP_EVENTS = {
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about one rollout at one moment. `devices` has at least those that `watched` names.
 
-    `listening_since` is when the controller last began to hear devices, None while it cannot.
+    `listening_since` is when the controller last began to hear devices, None while it cannot. `improvable` are devices
+    that wait for a cheaper way to what they were ordered to run, and for which there is one that their order lacks.
     """
 
     rollout: Rollout
@@ -81,6 +86,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     manifest: ReleaseManifest
     lineage: Lineage = Lineage()
     listening_since: float | None = 0.0
+    improvable: frozenset[DeviceId] = frozenset()
 
 
 class Notify(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,7 +121,13 @@ class RequestPatch(msgspec.Struct, frozen=True, kw_only=True):
     key: PatchKey
 
 
-Action = Notify | Revert | UpdateExecution | UpdateRollout | RequestPatch
+class Renew(msgspec.Struct, frozen=True, kw_only=True):
+    """Order what a device was ordered once more, with the ways to it that there are now."""
+
+    device: DeviceId
+
+
+Action = Notify | Revert | UpdateExecution | UpdateRollout | RequestPatch | Renew
 
 
 def plan(snapshot: Snapshot, now: float) -> list[Action]:
@@ -125,7 +137,8 @@ def plan(snapshot: Snapshot, now: float) -> list[Action]:
         UpdateExecution(execution=new) for old, new in zip(snapshot.executions, after, strict=True) if new is not old
     ]
     step = _STEPS.get(snapshot.rollout.state)
-    return news + (step(replace(snapshot, executions=after), now) if step else [])
+    steps = step(replace(snapshot, executions=after), now) if step else []
+    return news + (steps or _renewals(snapshot))
 
 
 def watched(rollout: Rollout, executions: Iterable[Execution]) -> list[DeviceId]:
@@ -338,10 +351,18 @@ def _tell(snapshot: Snapshot, execution: Execution, now: float) -> Action:
     return Notify(execution=told, version=spec.release.version)
 
 
+def _renewals(snapshot: Snapshot) -> list[Action]:
+    """What can be done for devices that keep to a byte budget: have patches built, and tell of those that were."""
+    if snapshot.rollout.spec.max_bytes is None:
+        return []
+    requests = _patch_requests(snapshot, (one for one in snapshot.executions if one.state in WAITING))
+    return requests + [Renew(device=device) for device in sorted(snapshot.improvable)[:ORDERS_PER_PLAN_MAX]]
+
+
 def _obstacle(snapshot: Snapshot, device: Device | None) -> str:
     if device is None:
         return "the device is not in the fleet any more"
-    if target_artifact(device, snapshot.manifest) is None:
+    if target_variant(device, snapshot.manifest) is None:
         return "no variant of the release fits the device"
     if len(device.assigned) >= MODELS_PER_DEVICE_MAX and snapshot.manifest.model not in device.assigned:
         return f"the device already runs {MODELS_PER_DEVICE_MAX} models"

@@ -7,10 +7,11 @@ real store behaves the same is shown by the store's contract suite and by the re
 from collections.abc import Iterator, Sequence
 from typing import cast
 
+from common.artifact import ArtifactRef
 from common.ids import DeviceId, Digest, ModelName, ReleaseRef
 from controller.devices import Device
 from controller.rollouts.model import TERMINAL_ROLLOUT_STATES, Execution, Rollout
-from controller.store.port import Event, Order, Patch, Release, Transaction
+from controller.store.port import Event, FileParts, Order, Patch, Release, Transaction
 
 
 class MemoryDevices:
@@ -62,6 +63,25 @@ class MemoryPatches:
     def put(self, patch: Patch) -> None:
         self.rows[patch.base, patch.target, patch.codec] = patch
 
+    def for_target(self, target: Digest) -> list[Patch]:
+        return [patch for patch in self.rows.values() if patch.target == target]
+
+
+class MemoryArtifacts:
+    def __init__(self) -> None:
+        self.rows: dict[Digest, ArtifactRef] = {}
+
+    def get(self, digest: Digest) -> ArtifactRef | None:
+        return self.rows.get(digest)
+
+
+class MemoryParts:
+    def __init__(self) -> None:
+        self.rows: dict[Digest, FileParts] = {}
+
+    def get(self, file: Digest) -> FileParts | None:
+        return self.rows.get(file)
+
 
 class MemoryRollouts:
     def __init__(self) -> None:
@@ -100,7 +120,9 @@ class MemoryTransaction:
         self.devices = MemoryDevices()
         self.orders = MemoryOrders()
         self.releases = MemoryReleases()
+        self.artifacts = MemoryArtifacts()
         self.patches = MemoryPatches()
+        self.parts = MemoryParts()
         self.rollouts = MemoryRollouts()
         self.journal = MemoryJournal()
 

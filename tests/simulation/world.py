@@ -142,7 +142,7 @@ class World:
 
     def _publish(self, version: Version) -> None:
         artifact = ArtifactRef(digest_of(version.encode()), 1000)
-        manifest = ReleaseManifest(MODEL, version, {"default": Variant({"model.onnx": artifact}, (), ())})
+        manifest = ReleaseManifest(MODEL, version, {"default": Variant({"model.onnx": artifact}, "model.onnx", (), ())})
         ref = ReleaseRef(MODEL, version)
         self.store.releases.rows[ref] = Release(
             ref=ref, manifest=manifest, envelope=artifact, published_at=self.now, published_by="test"

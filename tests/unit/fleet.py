@@ -9,6 +9,7 @@ from common.ids import DeviceId, Digest, ModelName, ReleaseRef, Version
 from common.wire import Capabilities, Outcome, ReportedModel, ReportedState, UpdatePhase, UpdateReport
 from controller.devices import Device
 from controller.rollouts.model import Execution, ExecutionState, Phase, PhaseState, Rollout, RolloutSpec, RolloutState
+from controller.rollouts.patching import Lineage
 from controller.rollouts.planner import Action, Notify, Revert, Snapshot, UpdateExecution, UpdateRollout, plan
 
 MODEL = ModelName("m")
@@ -22,9 +23,13 @@ def artifact(version: Version) -> ArtifactRef:
     return ArtifactRef(digest_of(version.encode()), SIZE)
 
 
+LINEAGE = Lineage(bases={artifact(V2).digest: {artifact(V1).digest}}, codecs=(CODEC,))
+"""V2 may be built from V1."""
+
+
 def manifest(version: Version = V2, variants: Iterable[str] = ("default",)) -> ReleaseManifest:
     return ReleaseManifest(
-        MODEL, version, {name: Variant({"model.onnx": artifact(version)}, (), ()) for name in variants}
+        MODEL, version, {name: Variant({"model.onnx": artifact(version)}, "model.onnx", (), ()) for name in variants}
     )
 
 
@@ -53,6 +58,7 @@ def saying(
     outcome: Outcome | None = None,
     update_version: Version = V2,
     held: tuple[Digest, ...] = (),
+    detail: str = "",
 ) -> Device:
     """The device with a report of these words."""
     update = outcome and UpdateReport(generation=generation, version=update_version, outcome=outcome, reason="why")
@@ -63,6 +69,7 @@ def saying(
         phase=phase,
         target=target,
         generation=generation,
+        detail=detail,
         last_update=update or None,
     )
     report = ReportedState(

@@ -32,7 +32,7 @@ X, Y = TensorSpec("x", "FP32", (-1, 4)), TensorSpec("y", "FP32", (-1, 2))
 def release(version: str, file: bytes, outputs: tuple[TensorSpec, ...], variant: str = "default") -> ReleaseView:
     artifact = ArtifactRef(digest_of(file), len(file))
     manifest = ReleaseManifest(
-        ModelName("m"), Version(version), {variant: Variant({"m.onnx": artifact}, (X,), outputs)}
+        ModelName("m"), Version(version), {variant: Variant({"m.onnx": artifact}, "m.onnx", (X,), outputs)}
     )
     return ReleaseView(
         model=manifest.model,

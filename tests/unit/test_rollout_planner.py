@@ -16,10 +16,11 @@ from controller.rollouts.model import (
     PhaseState,
     RolloutState,
 )
-from controller.rollouts.patching import Lineage, PatchKey
+from controller.rollouts.patching import PatchKey
 from controller.rollouts.planner import (
     ORDERS_PER_PLAN_MAX,
     Notify,
+    Renew,
     RequestPatch,
     Revert,
     Snapshot,
@@ -30,6 +31,7 @@ from controller.rollouts.planner import (
 )
 from tests.unit.fleet import (
     CODEC,
+    LINEAGE,
     MODEL,
     NOW,
     V1,
@@ -78,10 +80,9 @@ def test_an_offline_device_is_told_too() -> None:
 def test_a_device_is_told_once_each_patch_that_could_serve_it_is_decided() -> None:
     state = saying(device(), held=(artifact(V1).digest,))
     key = PatchKey(artifact(V1).digest, artifact(V2).digest, CODEC)
-    lineage = Lineage(artifacts=frozenset({artifact(V1).digest, artifact(V2).digest}), codecs=(CODEC,))
-    assert plan(one(QUEUED, state, lineage=lineage), NOW) == [RequestPatch(key=key)]
-    assert plan(one(QUEUED, state, lineage=replace(lineage, decided={key: False})), NOW) == []
-    (action,) = plan(one(QUEUED, state, lineage=replace(lineage, decided={key: True})), NOW)
+    assert plan(one(QUEUED, state, lineage=LINEAGE), NOW) == [RequestPatch(key=key)]
+    assert plan(one(QUEUED, state, lineage=replace(LINEAGE, decided={key: False})), NOW) == []
+    (action,) = plan(one(QUEUED, state, lineage=replace(LINEAGE, decided={key: True})), NOW)
     assert isinstance(action, Notify)
 
 
@@ -91,9 +92,38 @@ def test_a_device_is_told_once_each_patch_that_could_serve_it_is_decided() -> No
     ids=["holds the release already", "holds only files of other models"],
 )
 def test_a_device_that_no_patch_can_serve_waits_for_none(held: tuple[Digest, ...]) -> None:
-    lineage = Lineage(artifacts=frozenset({artifact(V1).digest, artifact(V2).digest}), codecs=(CODEC,))
-    (action,) = plan(one(QUEUED, saying(device(), held=held), lineage=lineage), NOW)
+    (action,) = plan(one(QUEUED, saying(device(), held=held), lineage=LINEAGE), NOW)
     assert isinstance(action, Notify)
+
+
+BUDGET = rollout(spec=a_spec(max_bytes=100))
+
+
+@pytest.mark.parametrize("state", [ExecutionState.NOTIFIED, ExecutionState.IN_PROGRESS])
+def test_a_device_that_waits_for_a_cheaper_way_is_told_of_one(state: ExecutionState) -> None:
+    waiting = snapshot(BUDGET, [told(state=state)], [device()])
+    assert plan(waiting, NOW) == []
+    assert plan(replace(waiting, improvable=frozenset({device().id})), NOW) == [Renew(device=device().id)]
+
+
+def test_patches_are_asked_for_that_could_help_a_device_to_keep_to_its_budget() -> None:
+    holder = saying(device(), generation=2, target=V2, phase="fetching", held=(artifact(V1).digest,))
+    at_work = told(state=ExecutionState.IN_PROGRESS)
+    (action,) = plan(snapshot(BUDGET, [at_work], [holder], lineage=LINEAGE), NOW)
+    assert isinstance(action, RequestPatch)
+    assert plan(snapshot(rollout(), [at_work], [holder], lineage=LINEAGE), NOW) == []
+
+
+def test_a_straggler_learns_of_a_cheaper_way_after_the_rollout_has_ended() -> None:
+    ended = replace(BUDGET, state=RolloutState.SUCCEEDED)
+    late = snapshot(ended, [told()], [device()], improvable=frozenset({device().id}))
+    assert plan(late, NOW) == [Renew(device=device().id)]
+
+
+def test_going_on_comes_before_telling_again() -> None:
+    fleet = [device(), device("d1")]
+    mixed = snapshot(BUDGET, [told(), Execution(device=fleet[1].id, phase=0)], fleet, improvable=frozenset({"d0"}))
+    assert [type(action) for action in plan(mixed, NOW)] == [Notify]
 
 
 def test_a_device_that_no_variant_fits_is_left_out() -> None:
@@ -170,6 +200,16 @@ def test_a_failure_keeps_the_devices_reason() -> None:
 
 
 # Silence
+
+
+def test_what_a_device_waits_for_is_shown_while_it_waits() -> None:
+    waits = saying(device(), phase="fetching", target=V2, generation=2, detail="the budget is too small")
+    known = after(told(), waits)
+    assert (known.state, known.detail) == (ExecutionState.IN_PROGRESS, "the budget is too small")
+    assert after(known, waits) is known
+    assert after(known, saying(device(), phase="fetching", target=V2, generation=2)).detail == ""
+    done = after(known, saying(device(), running=V2, generation=2))
+    assert (done.state, done.detail) == (ExecutionState.SUCCEEDED, "")
 
 
 def test_silence_before_activation_is_no_failure() -> None:
@@ -261,9 +301,8 @@ def test_a_phase_that_wants_approval_gets_it_first() -> None:
 def test_patches_of_later_phases_are_asked_for_at_once() -> None:
     preparing = rollout(PhaseState.PENDING, PhaseState.PENDING, state=RolloutState.PREPARING)
     later = saying(device("d1"), held=(artifact(V1).digest,))
-    lineage = Lineage(artifacts=frozenset({artifact(V1).digest}), codecs=(CODEC,))
     parts = [QUEUED, Execution(device=later.id, phase=1)]
-    (action,) = plan(snapshot(preparing, parts, [device(), later], lineage=lineage), NOW)
+    (action,) = plan(snapshot(preparing, parts, [device(), later], lineage=LINEAGE), NOW)
     assert isinstance(action, RequestPatch)
 
 
