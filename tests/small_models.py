@@ -1,9 +1,11 @@
 """Small ONNX models made on the spot, and the signature that the onnx package finds in them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from common.artifact.manifest import TensorSpec
 from common.artifact.onnx_io import DATATYPES, OPEN_AXIS
@@ -36,6 +38,17 @@ def model_bytes(
     model = helper.make_model(graph, opset_imports=opset_imports, producer_name="tests", ir_version=ir_version)
     data: bytes = model.SerializeToString()
     return data
+
+
+def save_with_data(
+    folder: Path, *weights: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]", name: str = "model.onnx"
+) -> tuple[Path, Path]:
+    """A model whose weights the onnx package wrote into a file beside it; both paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = [numpy_helper.from_array(values, f"w{index}") for index, values in enumerate(weights)]
+    model = onnx.load_from_string(model_bytes(initializers=tensors))
+    onnx.save_model(model, folder / name, save_as_external_data=True, location=f"{name}.data", size_threshold=0)
+    return folder / name, folder / f"{name}.data"
 
 
 def spec_by_onnx(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -2,7 +2,8 @@
 
 A release is immutable: publishing the same files under the same name again changes nothing, other files are refused.
 The manifest says which bytes make up each variant and which tensors go in and out (read from the ONNX file itself); it
-is signed, and its envelope is a blob like any other. Publishing also asks for patches from what devices run now.
+is signed, and its envelope is a blob like any other. So are the lists of the files' parts, which are made here too.
+Publishing also asks for patches from what devices run now.
 """
 
 import asyncio
@@ -15,9 +16,9 @@ from pathlib import Path
 import msgspec
 from opentelemetry import trace
 
-from common.artifact import onnx_io
 from common.artifact.manifest import (
-    FILES_PER_VARIANT,
+    FILE_NAME,
+    FILES_PER_VARIANT_MAX,
     MANIFEST_BYTES_MAX,
     PAYLOAD_TYPE,
     VARIANTS_MAX,
@@ -29,17 +30,17 @@ from common.artifact.manifest import (
 from common.clock import Clock
 from common.delta import CODECS
 from common.errors import Conflict, InvalidInput, NotFound, TooLarge
-from common.filesource import FileSource
 from common.ids import Digest, ModelName, ReleaseRef, Version, parse_digest, parse_model_name, parse_version
 from common.trust import Signer
-from controller.devices import Device, choose_variant, reported_model
+from controller.devices import Device, running_version
 from controller.registry import patches
 from controller.registry.blobs import LocalBlobs
-from controller.store.port import AuditEntry, Event, Release, Store, Transaction
+from controller.registry.inspection import Build, inspect_build, parts_of
+from controller.rollouts.patching import Lineage, PatchKey, bases_of, wanted_patches
+from controller.store.port import AuditEntry, Event, FileParts, Release, Store, Transaction
 
 VARIANT_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
-FILE_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_])?")
-PATCHES_PER_RELEASE_MAX = 16
+PATCHES_PER_RELEASE_MAX = 32
 """How many patches publishing asks for: those that serve most devices."""
 COLLECT_MIN_AGE_S = 24 * 3600.0
 """By default a blob that nobody refers to is left alone this long: its publisher may be about to."""
@@ -70,8 +71,8 @@ class Releases:
     async def publish(self, model: ModelName, version: Version, variants: Files, actor: str) -> tuple[Release, bool]:
         """Make the release `model@version` of blobs that were uploaded before; whether it is new.
 
-        Raises `InvalidInput` (not an ONNX model, bad names), `NotFound` (a blob that is not here), `Conflict` (the
-        release exists with other bytes), `StorageFull`.
+        Raises `InvalidInput` (not an ONNX model, bad names, files that do not belong together), `NotFound` (a blob that
+        is not here), `Conflict` (the release exists with other bytes), `StorageFull`.
         """
         ref = ReleaseRef(parse_model_name(model), parse_version(version))
         with tracer.start_as_current_span("release.publish", attributes={"ferry.release": str(ref)}):
@@ -79,8 +80,14 @@ class Releases:
             existing = await self._store.read(lambda tx: tx.releases.get(ref))
             if existing is not None:
                 return _same(existing, variants), False
-            manifest = ReleaseManifest(ref.model, ref.version, await asyncio.to_thread(self._inspect_all, variants))
-            return await self._commit(manifest, actor)
+            try:
+                builds = await asyncio.to_thread(self._inspect_all, variants)
+                lists = await self._lists_of_parts(builds.values())
+            except FileNotFoundError as error:  # garbage collection came between finding a blob and reading it
+                fix = "upload the files again"
+                raise NotFound("a blob was removed meanwhile", field="variants", fix=fix) from error
+            manifest = ReleaseManifest(ref.model, ref.version, {name: one.variant for name, one in builds.items()})
+            return await self._commit(manifest, lists, actor)
 
     async def collect_garbage(self, actor: str, min_age_s: float = COLLECT_MIN_AGE_S) -> Collected:
         """Remove blobs that arrived more than `min_age_s` ago and that no release and no patch of one needs.
@@ -102,16 +109,23 @@ class Releases:
             await self._store.write(lambda tx: _record_collection(tx, collected, actor, now))
         return collected
 
-    async def _commit(self, manifest: ReleaseManifest, actor: str) -> tuple[Release, bool]:
+    async def _commit(
+        self, manifest: ReleaseManifest, lists: Mapping[Digest, bytes], actor: str
+    ) -> tuple[Release, bool]:
         payload = encode_manifest(manifest)
         if len(payload) > MANIFEST_BYTES_MAX:
             fix = f"at most {MANIFEST_BYTES_MAX} bytes; publish fewer variants"
             raise TooLarge(f"the manifest takes {len(payload)} bytes", field="variants", fix=fix)
         envelope = self._signer.sign(PAYLOAD_TYPE, payload)
-        wanted = await self._store.read(lambda tx: _patches_wanted(tx.devices.all(), manifest))
+        wanted = await self._store.read(lambda tx: _patches_wanted(tx, manifest))
         async with self._blobs.changing:
             for name, variant in manifest.variants.items():
-                self._path(variant.artifact.digest, f"variants.{name}")
+                for file, reference in variant.files.items():
+                    self._path(reference.digest, f"variants.{name}.{file}")
+            parts = [
+                FileParts(file=file, index=await asyncio.to_thread(self._blobs.put_bytes, data), data=data)
+                for file, data in lists.items()
+            ]
             release = Release(
                 ref=manifest.release,
                 manifest=manifest,
@@ -119,23 +133,21 @@ class Releases:
                 published_at=self._clock.now(),
                 published_by=actor,
             )
-            return await self._store.write(lambda tx: _record_release(tx, release, wanted))
+            return await self._store.write(lambda tx: _record_release(tx, release, parts, wanted))
 
-    def _inspect_all(self, variants: Files) -> dict[str, Variant]:
-        return {
-            variant: self._inspect(variant, file, digest)
-            for variant, files in variants.items()
-            for file, digest in files.items()
+    def _inspect_all(self, variants: Files) -> dict[str, Build]:
+        return {name: inspect_build(name, files, self._path) for name, files in variants.items()}
+
+    async def _lists_of_parts(self, builds: Iterable[Build]) -> dict[Digest, bytes]:
+        """The encoded lists of the files that have none yet."""
+        tensors = {file: places for build in builds for file, places in build.tensors.items()}
+        known = await self._store.read(lambda tx: {file for file in tensors if tx.parts.get(file) is not None})
+        lists = {
+            file: await asyncio.to_thread(parts_of, self._path(file, "variants"), places)
+            for file, places in tensors.items()
+            if file not in known
         }
-
-    def _inspect(self, variant: str, file: str, digest: Digest) -> Variant:
-        field = f"variants.{variant}.{file}"
-        try:
-            with FileSource(self._path(digest, field)) as source:
-                signature = onnx_io.read_signature(source)
-                return Variant({file: ArtifactRef(digest, source.size)}, signature.inputs, signature.outputs)
-        except InvalidInput as error:
-            raise InvalidInput(error.message, field=field, fix=error.fix) from error
+        return {file: data for file, data in lists.items() if data is not None}
 
     def _path(self, digest: Digest, field: str) -> Path:
         path = self._blobs.path(digest)
@@ -166,11 +178,11 @@ def _check_names(variants: Files) -> None:
         if not VARIANT_NAME.fullmatch(variant):
             fix = "use lower-case letters, digits and inner '.', '_' or '-', for example 'default' or 'int8'"
             raise InvalidInput(f"{variant[:80]!r} is not allowed", field="variants", fix=fix)
-        if len(files) != FILES_PER_VARIANT:
-            fix = "give exactly one ONNX file with its weights inside"
+        if not 1 <= len(files) <= FILES_PER_VARIANT_MAX:
+            fix = f"give one ONNX file and the data files that it names, at most {FILES_PER_VARIANT_MAX} in all"
             raise InvalidInput(f"{len(files)} files", field=f"variants.{variant}", fix=fix)
         for file, digest in files.items():
-            if not FILE_NAME.fullmatch(file):
+            if not re.fullmatch(FILE_NAME, file):
                 fix = "use letters, digits and inner '.', '_' or '-', at most 128 characters"
                 raise InvalidInput(f"{file[:80]!r} is not allowed", field=f"variants.{variant}", fix=fix)
             parse_digest(digest, f"variants.{variant}.{file}")
@@ -188,46 +200,52 @@ def _same(existing: Release, variants: Files) -> Release:
     return existing
 
 
-def _record_release(tx: Transaction, release: Release, wanted: list[patches.Wanted]) -> tuple[Release, bool]:
+def _record_release(
+    tx: Transaction, release: Release, parts: list[FileParts], wanted: list[PatchKey]
+) -> tuple[Release, bool]:
     variants = release.manifest.variants
     existing = tx.releases.get(release.ref)
     if existing is not None:  # somebody else published it while we read the files
         files = {name: {file: ref.digest for file, ref in build.files.items()} for name, build in variants.items()}
         return _same(existing, files), False
     now = release.published_at
-    for artifact in (release.envelope, *(build.artifact for build in variants.values())):
+    files_of_all = [file for build in variants.values() for file in build.files.values()]
+    for artifact in (release.envelope, *files_of_all, *(one.index for one in parts)):
         tx.artifacts.put(artifact, now)
+    for one in parts:
+        tx.parts.put(one)
     tx.releases.add(release)
-    for patch in wanted:
-        patches.request(tx, patch.base, patch.target, patch.codec, now)
-    subject = str(release.ref)
-    detail: dict[str, object] = {name: build.artifact.digest for name, build in variants.items()}
+    for key in wanted:
+        patches.request(tx, key.base, key.target, key.codec, now)
+    _tell(tx, release)
+    return release, True
+
+
+def _tell(tx: Transaction, release: Release) -> None:
+    subject, now = str(release.ref), release.published_at
+    detail: dict[str, object] = {
+        name: {file: ref.digest for file, ref in build.files.items()}
+        for name, build in release.manifest.variants.items()
+    }
     tx.journal.append_event(Event(kind="release.published", subject=subject, at=now, data={"variants": detail}))
     tx.journal.append_audit(
         AuditEntry(at=now, actor=release.published_by, action="release.publish", subject=subject, detail=detail)
     )
-    return release, True
 
 
-def _patches_wanted(devices: Iterable[Device], manifest: ReleaseManifest) -> list[patches.Wanted]:
+def _patches_wanted(tx: Transaction, manifest: ReleaseManifest) -> list[PatchKey]:
     """From what each device runs now to the variant it would get, the most useful patches first."""
-    counts: Counter[patches.Wanted] = Counter()
-    for device in devices:
-        entry = reported_model(device, manifest.model)
-        variant = choose_variant(device, frozenset(manifest.variants))
-        codec = _shared_codec(device)
-        if entry is None or entry.artifact is None or variant is None or codec is None:
-            continue
-        target = manifest.variants[variant].artifact.digest
-        if entry.artifact != target:
-            counts[patches.Wanted(entry.artifact, target, codec)] += 1
+    running: dict[Version, list[Device]] = {}
+    for device in tx.devices.all():
+        if (version := running_version(device, manifest.model)) is not None:
+            running.setdefault(version, []).append(device)
+    counts: Counter[PatchKey] = Counter()
+    for version, devices in running.items():
+        release = tx.releases.get(ReleaseRef(manifest.model, version))
+        builds: Iterable[Variant] = release.manifest.variants.values() if release else ()
+        lineage = Lineage(bases=bases_of(manifest, builds), codecs=CODECS)
+        counts.update(key for device in devices for key in wanted_patches(device, manifest, lineage))
     return [wanted for wanted, _ in counts.most_common(PATCHES_PER_RELEASE_MAX)]
-
-
-def _shared_codec(device: Device) -> str | None:
-    """The best codec that we can make and the device can apply."""
-    known = device.capabilities.patch_codecs if device.capabilities else ()
-    return next((codec for codec in CODECS if codec in known), None)
 
 
 def _forget_unused(tx: Transaction, before: float) -> list[ArtifactRef]:

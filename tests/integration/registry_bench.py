@@ -49,9 +49,9 @@ class Bench:
     async def publish(self, version: str, artifact: ArtifactRef) -> tuple[Release, bool]:
         return await self.releases.publish(MODEL, Version(version), {"default": {FILE: artifact.digest}}, "ada")
 
-    async def join(self, name: str, runs: ArtifactRef, codecs: tuple[str, ...]) -> None:
+    async def join(self, name: str, runs: ArtifactRef, codecs: tuple[str, ...], version: str = "1.0") -> None:
         """A device that reports that it runs this artifact."""
-        entry = ReportedModel(model=MODEL, running=Version("1"), artifact=runs.digest, phase="idle", generation=1)
+        entry = ReportedModel(model=MODEL, running=Version(version), artifact=runs.digest, phase="idle", generation=1)
         reported = ReportedState(
             device=DeviceId(name), epoch=1, seq=1, sent_at=1.0, generation=1, models=(entry,), held=(runs.digest,)
         )

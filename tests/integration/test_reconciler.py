@@ -143,7 +143,7 @@ def _publish(tx: Transaction, versions: Iterable[Version], now: float) -> None:
     for version in versions:
         artifact = ArtifactRef(digest_of(version.encode()), 1000)
         envelope = ArtifactRef(digest_of(b"manifest" + version.encode()), 300)
-        manifest = ReleaseManifest(MODEL, version, {"default": Variant({"model.onnx": artifact}, (), ())})
+        manifest = ReleaseManifest(MODEL, version, {"default": Variant({"model.onnx": artifact}, "model.onnx", (), ())})
         for reference in (artifact, envelope):
             tx.artifacts.put(reference, now)
         ref = ReleaseRef(MODEL, version)
@@ -286,7 +286,7 @@ async def test_devices_wait_for_patches_that_could_serve_them(store: SqlStore) -
 
     await store.write(build)
     await world.reconciler.reconcile()
-    (offer,) = decode_order(world.published[-1]).models[0].patches
+    (offer,) = decode_order(world.published[-1]).models[0].files[0].patches
     assert (offer.base, offer.patch, offer.codec) == (digest_of(b"1"), ready, CODECS[0])
 
 

@@ -5,19 +5,23 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
+from msgspec.structs import replace
 
 from common.artifact.digest import digest_of
 from common.artifact.manifest import PAYLOAD_TYPE, ArtifactRef, decode_manifest
+from common.artifact.parts import decode_index, missing_bytes
 from common.delta import CODECS
 from common.errors import Conflict, FerryError, InvalidInput, NotFound, StorageFull
-from common.ids import Digest, ModelName, Version
+from common.ids import DeviceId, Digest, ModelName, Version
 from common.trust import verify
 from controller.registry import releases
 from controller.registry.blobs import LocalBlobs
 from controller.store.port import Patch
-from tests.integration.registry_bench import FILE, Bench, open_bench
+from tests.integration.registry_bench import FILE, MODEL, Bench, open_bench
+from tests.small_models import save_with_data
 
 HOUR_S = 3600.0
 ABSENT = digest_of(b"never uploaded")
@@ -156,12 +160,100 @@ async def test_publishing_asks_for_patches_from_what_devices_run(bench: Bench, m
     for name in ("alice", "bob"):
         await bench.join(name, models[0], CODECS)
     await bench.join("an-old-agent", models[0], ("codec-of-long-ago.1",))
-    await bench.join("has-it-already", models[1], CODECS)
+    await bench.join("has-it-already", models[1], CODECS, "2.0-rc")
     await bench.publish("2.0", models[1])
     pending = await bench.store.read(lambda tx: tx.patches.pending(9))
     assert [(patch.base, patch.target, patch.codec) for patch in pending] == [
         (models[0].digest, models[1].digest, CODECS[0])
     ]
+
+
+# Several files
+
+
+async def upload_all(bench: Bench, *paths: Path) -> dict[str, Digest]:
+    return {path.name: (await bench.upload(await asyncio.to_thread(path.read_bytes))).digest for path in paths}
+
+
+async def list_of_parts(bench: Bench, file: ArtifactRef) -> ArtifactRef:
+    known = await bench.store.read(lambda tx: tx.parts.get(file.digest))
+    assert known is not None
+    return known.index
+
+
+def weights(*seeds: int) -> list["np.ndarray[tuple[int, ...], np.dtype[np.float32]]"]:
+    """100 kB for each seed."""
+    return [np.random.default_rng(seed).standard_normal(25_000).astype(np.float32) for seed in seeds]
+
+
+async def test_a_model_and_its_external_data_are_one_variant(bench: Bench, tmp_path: Path) -> None:
+    files = await upload_all(bench, *save_with_data(tmp_path / "m", *weights(1, 2)))
+    release, _ = await bench.releases.publish(MODEL, Version("1"), {"default": files}, "ada")
+    variant = release.manifest.variants["default"]
+    assert (variant.model, {name: file.digest for name, file in variant.files.items()}) == ("model.onnx", files)
+    assert variant.size == sum(path.stat().st_size for path in (tmp_path / "m").iterdir())
+    for file in variant.files.values():
+        assert await bench.row_of(file) == file
+
+
+async def test_parts_begin_where_the_tensors_of_a_data_file_do(bench: Bench, tmp_path: Path) -> None:
+    both = []
+    for version, seeds in (("1", (1, 2, 3)), ("2", (1, 7, 3))):
+        files = await upload_all(bench, *save_with_data(tmp_path / version, *weights(*seeds)))
+        release, _ = await bench.releases.publish(MODEL, Version(version), {"default": files}, "ada")
+        data = release.manifest.variants["default"].files["model.onnx.data"]
+        index = await list_of_parts(bench, data)
+        encoded = bench.blobs.read(index.digest, 0, index.size)
+        assert await bench.row_of(index) == index
+        both.append(decode_index(encoded, data.size))
+    assert missing_bytes(both[:1], both[1]) == 100_000
+
+
+async def test_lists_of_parts_live_as_long_as_a_release_has_their_file(bench: Bench, tmp_path: Path) -> None:
+    files = await upload_all(bench, *save_with_data(tmp_path / "m", *weights(1)))
+    await bench.releases.publish(MODEL, Version("1"), {"default": files}, "ada")
+    bench.clock.time += 2 * HOUR_S
+    assert (await bench.releases.collect_garbage("ada", min_age_s=0)).count == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"model.onnx.data": None}, "weights in 'model.onnx.data' are missing"),
+        ({"extra.data": "model.onnx.data"}, "does not name the file 'extra.data'"),
+        ({"model.onnx.data": "model.onnx"}, "reaches to byte 100000"),
+        ({"second.onnx": "model.onnx"}, "2 ONNX files among 3"),
+        ({"model.onnx": None, "m.pb": "model.onnx"}, "0 ONNX files among 2"),
+    ],
+)
+async def test_files_that_do_not_belong_together_are_refused(
+    bench: Bench, tmp_path: Path, change: dict[str, str | None], complaint: str
+) -> None:
+    uploaded = await upload_all(bench, *save_with_data(tmp_path / "m", *weights(1)))
+    given = {name: uploaded[source] for name, source in change.items() if source is not None}
+    files = {name: digest for name, digest in uploaded.items() if name not in change} | given
+    with pytest.raises(InvalidInput, match=complaint) as refused:
+        await bench.releases.publish(MODEL, Version("1"), {"default": files}, "ada")
+    assert refused.value.field == "variants.default"
+    assert refused.value.fix
+    assert await bench.store.read(lambda tx: tx.releases.page(None, 9)) == []
+
+
+async def test_patches_are_asked_for_file_by_file(bench: Bench, tmp_path: Path) -> None:
+    old = await upload_all(bench, *save_with_data(tmp_path / "1", *weights(1, 2), name="old.onnx"))
+    await bench.releases.publish(MODEL, Version("1.0"), {"default": old}, "ada")
+    await bench.join("alice", ArtifactRef(old["old.onnx"], 0), CODECS)
+    alice = await bench.store.read(lambda tx: tx.devices.get(DeviceId("alice")))
+    assert alice is not None and alice.reported is not None
+    holder = replace(alice, reported=replace(alice.reported, held=tuple(old.values())))
+    await bench.store.write(lambda tx: tx.devices.put(holder))
+    new = await upload_all(bench, *save_with_data(tmp_path / "2", *weights(1, 3), name="new.onnx"))
+    await bench.releases.publish(MODEL, Version("2.0"), {"default": new}, "ada")
+    pending = await bench.store.read(lambda tx: tx.patches.pending(9))
+    assert {(patch.base, patch.target) for patch in pending} == {
+        (old["old.onnx"], new["new.onnx"]),
+        (old["old.onnx.data"], new["new.onnx.data"]),
+    }
 
 
 # Garbage collection
@@ -184,7 +276,7 @@ async def test_only_what_nobody_needs_is_collected(bench: Bench, models: Models)
     collected = await bench.releases.collect_garbage("ada", min_age_s=HOUR_S)
     assert collected == releases.Collected(2, models[1].size + stray.size)
     kept = {blob.artifact for blob in bench.blobs.all()}
-    assert kept == {models[0], release.envelope, needed, fresh}
+    assert kept == {models[0], release.envelope, needed, fresh, await list_of_parts(bench, models[0])}
     assert await bench.store.read(lambda tx: tx.patches.for_target(ABSENT)) == []
     entry = (await bench.store.read(lambda tx: tx.journal.audit_before(None, 1)))[0]
     assert (entry.action, entry.detail) == ("garbage.collect", {"count": 2, "bytes": collected.bytes})
