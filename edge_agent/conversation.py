@@ -3,7 +3,8 @@
 - report: after every change, the newest state and no older one; over MQTT, over HTTP while MQTT is down.
 - heartbeat: each `heartbeat_s` while MQTT is up.
 - telemetry: each `telemetry_s` the windows are cut and spooled; they leave the spool when the broker has them.
-- poll: each `poll_s`, and at once when MQTT goes, for an order that MQTT did not bring. Almost every answer is 304.
+- poll: each `poll_s`, and at once when MQTT comes or goes, for an order that MQTT did not bring: not every broker gives
+  a retained order to a device that subscribes while it is being replaced. Almost every answer is 304.
 
 Orders from MQTT and from polls go the same way. Trouble on the way is waited for here and never stops the serving.
 """
@@ -38,7 +39,7 @@ POLL_SPREAD = 0.25
 """Polls come up to this share early or late, so that a fleet that started together does not ask together."""
 
 HERD_S = 2.0
-"""When MQTT goes, it goes for the whole fleet: the polls that this causes are spread over this time."""
+"""When MQTT comes or goes, it does so for the whole fleet: the polls that this causes are spread over this time."""
 
 
 class Rhythm(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,12 +104,11 @@ class Conversation:
         self._news.set()
 
     def line_changed(self, connected: bool) -> None:
-        """MQTT came or went. Coming: say what runs and let what waits try again. Going: ask over HTTP."""
+        """MQTT came or went: ask over HTTP for what it may have missed. Coming: say what runs, try again what waits."""
+        self._ask_now.set()
         if connected:
             self._news.set()
             self._executor.nudge()
-        else:
-            self._ask_now.set()
 
     async def take_order(self, envelope: bytes) -> None:
         """An order came over MQTT."""
@@ -197,6 +197,7 @@ class Conversation:
             await self._executor.accept(answer.data)
         else:
             await asyncio.to_thread(self._journal.count, NOT_MODIFIED)
+        self._executor.look_again()
 
 
 async def _for_ever(turn: Callable[[], Coroutine[None, None, None]]) -> None:

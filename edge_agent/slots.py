@@ -1,31 +1,37 @@
 """Where releases live on the device: two slots per model, and the downloads on their way there.
 
-    models/{model}/{a|b}/model.onnx       the artifact
+    models/{model}/{a|b}/{file}           the release's files, each under its own name
     models/{model}/{a|b}/manifest.json    its signed manifest, as it came
-    downloads/{sha256 hex}[.part]         artifacts and patches, finished or under way
+    models/{model}/{a|b}.new/             a slot in the making
+    downloads/{sha256 hex}[.part]         files, patches, indexes and ranges, finished or under way
+    downloads/{sha256 hex}.made           a file in the middle of a chain of patches, for as long as it takes
 
-Which slot is in service is in the journal, not here: a slot is made complete and brought to the disk before the journal
-names it, and it is written only while the journal does not name it. Files that nobody names are swept away. A full disk
-is `StorageFull`, asked for before the work where the size is known. All methods block: call them in a thread.
+Which slot is in service is in the journal, not here. A slot is made in a folder of its own, brought to the disk and
+gets its name in one step, before the journal names it; nothing in it is changed afterwards. Files that nobody names are
+swept away. A full disk is `StorageFull`, asked for before the work where the size is known. All methods block: call
+them in a thread.
 """
 
+import errno
 import os
+import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from common.artifact import ArtifactRef, Hasher, hex_of
-from common.durable import commit_file, explaining_full_disk, fsync_folder, write_file
+from common.artifact.manifest import FILE_NAME
+from common.durable import explaining_full_disk, fsync_folder, write_file
 from common.errors import IntegrityFailure, NotFound, StorageFull
 from common.ids import Digest, ModelName
-from edge_agent.update import Slot
+from edge_agent.update import MANIFEST_FILE, Slot
 
 SLOTS: tuple[Slot, ...] = ("a", "b")
-MODEL_FILE = "model.onnx"
-MANIFEST_FILE = "manifest.json"
 PART_SUFFIX = ".part"
+MADE_SUFFIX = ".made"
+NEW_SUFFIX = ".new"
 BLOCK_BYTES = 1024 * 1024
 RESERVE_BYTES = 16 * 1024 * 1024
 """Room that an update leaves free: for the journal, the telemetry spool, and the rest of the machine."""
@@ -52,9 +58,9 @@ class Slots:
             for made in (self._models, self._downloads):
                 made.mkdir(parents=True, exist_ok=True)
 
-    def model_path(self, model: ModelName, slot: Slot) -> Path:
-        """The artifact in a slot."""
-        return self._models / model / slot / MODEL_FILE
+    def path(self, model: ModelName, slot: Slot, name: str) -> Path:
+        """A release's file in a slot. `IntegrityFailure` for a name that no file of a release may have."""
+        return self._models / model / slot / _plain(name)
 
     def manifest(self, model: ModelName, slot: Slot) -> bytes:
         """The signed manifest in a slot; `NotFound` when it is not there."""
@@ -79,42 +85,45 @@ class Slots:
         path = self.download_path(ref.digest)
         return max((_size(file) for file in (path, path.with_name(path.name + PART_SUFFIX))), default=0)
 
-    def write(
-        self, model: ModelName, slot: Slot, target: ArtifactRef, manifest: bytes, fill: Callable[[Sink], object]
-    ) -> None:
-        """Make the slot hold `target`, as `fill` writes it into the sink it is given, and `manifest`.
+    @contextmanager
+    def replacing(self, model: ModelName, slot: Slot, manifest: bytes) -> Iterator["NewSlot"]:
+        """A slot to fill, which takes the place of `slot` when the block ends well and is gone otherwise.
 
-        Raises `IntegrityFailure`, with the slot left as it was, when other bytes come than `target` names.
+        Until then the files of `slot` can be read, so a release may be made from the one that it replaces.
         """
-        with self._new_file(model, slot) as (file, temporary):
-            hasher = Hasher()
+        folder = self._models / model / slot
+        new = folder.with_name(slot + NEW_SUFFIX)
+        with explaining_full_disk(folder):
+            _remove(new)
+            new.mkdir(parents=True)
+            try:
+                yield NewSlot(new)
+                write_file(new / MANIFEST_FILE, manifest)  # and with it the names of all files are on the disk
+                _remove(folder)
+                new.rename(folder)
+            finally:
+                _remove(new)
+            fsync_folder(folder.parent)
+            fsync_folder(self._models)
 
-            def sink(block: bytes) -> None:
-                if hasher.size + len(block) > target.size:
-                    raise IntegrityFailure(f"more than the promised {target.size} bytes came for {target.digest}")
-                hasher.update(block)
-                file.write(block)
-
-            fill(sink)
-            if (hasher.digest(), hasher.size) != (target.digest, target.size):
-                raise IntegrityFailure(f"the rebuilt bytes are not {target.digest}")
-            self._put(model, slot, file, temporary, manifest)
-
-    def move_in(self, model: ModelName, slot: Slot, target: ArtifactRef, manifest: bytes) -> None:
-        """Make the slot hold a finished download, without a second copy of it; the bytes are checked once more."""
-        download = self.download_path(target.digest)
-        if not holds(download, target):
-            download.unlink(missing_ok=True)
-            raise IntegrityFailure(f"the downloaded bytes are not {target.digest}")
-        path = self._folder(model, slot) / MODEL_FILE
+    @contextmanager
+    def intermediate(self, ref: ArtifactRef, fill: Callable[[Sink], object]) -> Iterator[Path]:
+        """A file for the time of the block, as `fill` writes it; `IntegrityFailure` unless it becomes `ref`."""
+        path = self.download_path(ref.digest).with_suffix(MADE_SUFFIX)
         with explaining_full_disk(path):
-            write_file(path.with_name(MANIFEST_FILE), manifest)
-            commit_file(download, path)
+            try:
+                with path.open("wb") as file:
+                    _write(file, ref, fill)
+                yield path
+            finally:
+                path.unlink(missing_ok=True)
 
-    def verify(self, model: ModelName, slot: Slot, artifact: ArtifactRef, manifest: ArtifactRef) -> bool:
-        """Whether the slot holds exactly these bytes."""
-        path = self.model_path(model, slot)
-        return holds(path, artifact) and holds(path.with_name(MANIFEST_FILE), manifest)
+    def verify(self, model: ModelName, slot: Slot, files: Mapping[str, ArtifactRef], manifest: ArtifactRef) -> bool:
+        """Whether the slot holds exactly these bytes under these names."""
+        folder = self._models / model / slot
+        return holds(folder / MANIFEST_FILE, manifest) and all(
+            holds(self.path(model, slot, name), ref) for name, ref in files.items()
+        )
 
     def tidy(self, model: ModelName, keep: Collection[Slot], downloads: Iterable[Digest]) -> None:
         """Empty the model's slots that are not in `keep`, and remove these downloads."""
@@ -126,6 +135,10 @@ class Slots:
             _remove(path)
             _remove(path.with_name(path.name + PART_SUFFIX))
 
+    def drop(self, digest: Digest) -> None:
+        """Remove a download whose bytes are worth nothing."""
+        self.download_path(digest).unlink(missing_ok=True)
+
     def sweep(self, slots: Collection[tuple[ModelName, Slot]], downloads: Iterable[Digest]) -> None:
         """Remove every file that is in none of `slots` and no download of one of `downloads`."""
         wanted = {hex_of(digest) for digest in downloads}
@@ -135,42 +148,64 @@ class Slots:
         known = {(str(model), str(slot)) for model, slot in slots}
         for folder in self._models.iterdir():
             for slot in folder.iterdir() if folder.is_dir() else ():
-                self._sweep_slot(slot, keep=(folder.name, slot.name) in known)
+                if (folder.name, slot.name) not in known:
+                    _remove(slot)
             if not any(model == folder.name for model, _ in known):
                 _remove(folder)
 
-    def _sweep_slot(self, slot: Path, *, keep: bool) -> None:
-        if not keep:
-            _remove(slot)
-            return
-        for file in slot.iterdir():
-            if file.name not in {MODEL_FILE, MANIFEST_FILE}:
-                _remove(file)
 
-    def _folder(self, model: ModelName, slot: Slot) -> Path:
-        folder = self._models / model / slot
-        with explaining_full_disk(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            fsync_folder(folder.parent)
-            fsync_folder(self._models)
-        return folder
+class NewSlot:
+    """A slot in the making (see `Slots.replacing`): what is put into it is verified and on the disk."""
 
-    @contextmanager
-    def _new_file(self, model: ModelName, slot: Slot) -> Iterator[tuple[IO[bytes], Path]]:
-        temporary = self._folder(model, slot) / f"{MODEL_FILE}{PART_SUFFIX}"
-        with explaining_full_disk(temporary):
-            try:
-                with temporary.open("wb") as file:
-                    yield file, temporary
-            finally:
-                temporary.unlink(missing_ok=True)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
-    def _put(self, model: ModelName, slot: Slot, file: IO[bytes], temporary: Path, manifest: bytes) -> None:
-        file.flush()
-        os.fsync(file.fileno())
-        path = self.model_path(model, slot)
-        write_file(path.with_name(MANIFEST_FILE), manifest)
-        commit_file(temporary, path)
+    def path(self, name: str) -> Path:
+        """A file that was put in."""
+        return self._folder / _plain(name)
+
+    def write(self, name: str, ref: ArtifactRef, fill: Callable[[Sink], object]) -> None:
+        """Put in `ref`, as `fill` writes it into the sink it is given; `IntegrityFailure` when other bytes come."""
+        with self.path(name).open("wb") as file:
+            _write(file, ref, fill)
+            os.fsync(file.fileno())
+
+    def take(self, name: str, ref: ArtifactRef, download: Path) -> None:
+        """Put in a finished download without a second copy of it; the bytes are checked once more.
+
+        The download keeps its own name too, so that it is not lost with a slot that does not become complete; on a file
+        system without hard links it is moved.
+        """
+        if not holds(download, ref):
+            raise IntegrityFailure(f"the downloaded bytes are not {ref.digest}")
+        try:
+            os.link(download, self.path(name))
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EMLINK}:
+                raise
+            download.rename(self.path(name))
+
+
+def _plain(name: str) -> str:
+    """`name`, if it may be a release's file: the signatures say who wrote it, not that it stays in its folder."""
+    if name == MANIFEST_FILE or not re.fullmatch(FILE_NAME, name):
+        raise IntegrityFailure(f"no file of a release may be called {name[:80]!r}")
+    return name
+
+
+def _write(file: IO[bytes], ref: ArtifactRef, fill: Callable[[Sink], object]) -> None:
+    hasher = Hasher()
+
+    def sink(block: bytes) -> None:
+        if hasher.size + len(block) > ref.size:
+            raise IntegrityFailure(f"more than the promised {ref.size} bytes came for {ref.digest}")
+        hasher.update(block)
+        file.write(block)
+
+    fill(sink)
+    if (hasher.digest(), hasher.size) != (ref.digest, ref.size):
+        raise IntegrityFailure(f"the rebuilt bytes are not {ref.digest}")
+    file.flush()
 
 
 def holds(path: Path, ref: ArtifactRef) -> bool:

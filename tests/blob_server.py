@@ -70,8 +70,9 @@ class BlobServer:
             return web.Response(body=data)
         if start >= len(data):
             return web.Response(status=416, headers={"Content-Range": f"bytes */{len(data)}"})
-        content_range = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        return web.Response(status=206, body=data[start:], headers={"Content-Range": content_range})
+        body = data[request.http_range]
+        content_range = f"bytes {start}-{start + len(body) - 1}/{len(data)}"
+        return web.Response(status=206, body=body, headers={"Content-Range": content_range})
 
     async def _desired(self, request: web.Request) -> web.StreamResponse:
         if refusal := _refusal(request):

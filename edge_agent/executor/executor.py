@@ -18,7 +18,7 @@ from common.wire.messages import HELD_DIGESTS_MAX, MODELS_PER_DEVICE_MAX, TEXT_C
 from edge_agent.executor.lane import Lane
 from edge_agent.executor.parts import Parts
 from edge_agent.journal import AcceptedOrder
-from edge_agent.update import ModelState, Stage, held_digests, open_order, reported_model
+from edge_agent.update import ModelState, Stage, held_digests, open_order, reported_model, wanted_downloads
 from edge_agent.update import events as ev
 from edge_agent.update.report import serving
 
@@ -103,6 +103,11 @@ class Executor:
         for lane in self._lanes.values():
             lane.nudge()
 
+    def look_again(self) -> None:
+        """A poll was answered: updates that wait for a cheaper way may look for one."""
+        for lane in self._lanes.values():
+            lane.look_again()
+
     def standing(self) -> Standing:
         """What to report now. The serving releases' digests come first among `held`, which has a limit."""
         states = sorted((lane.state for lane in self._lanes.values()), key=_in_service_first)
@@ -156,9 +161,7 @@ class Executor:
         release, slots = lane.state.previous, self._parts.slots
         if release is None:
             return
-        if not await asyncio.to_thread(
-            slots.verify, lane.state.model, release.slot, release.artifact, release.manifest
-        ):
+        if not await asyncio.to_thread(slots.verify, lane.state.model, release.slot, release.files, release.manifest):
             lane.feed(ev.SlotLost(at=self._parts.clock.now(), slot=release.slot))
 
     def _sweep(self, states: list[ModelState]) -> None:
@@ -168,10 +171,7 @@ class Executor:
             for release in (state.installed, state.candidate, state.previous)
             if release is not None
         }
-        targets = [state.target for state in states if state.target is not None and state.stage is not Stage.FAILED]
-        downloads = {digest for target in targets for digest in (target.manifest.digest, target.artifact.digest)}
-        downloads |= {offer.patch.digest for target in targets for offer in target.patches}
-        self._parts.slots.sweep(named, downloads)
+        self._parts.slots.sweep(named, {name for state in states for name in wanted_downloads(state)})
 
 
 def _in_service_first(state: ModelState) -> tuple[bool, str]:

@@ -13,14 +13,12 @@ from collections.abc import Coroutine, Iterator
 from opentelemetry import trace
 
 from common.errors import StorageFull
-from common.ids import Digest
 from common.observability import context_from
-from common.wire import DesiredModel
 from edge_agent.executor import trial
 from edge_agent.executor.acquire import Acquisition
 from edge_agent.executor.parts import Parts
 from edge_agent.inference.serving import Candidate
-from edge_agent.update import FromPatch, Installed, ModelState, Source, Stage, step
+from edge_agent.update import Installed, ModelState, Stage, step, wanted_downloads
 from edge_agent.update import events as ev
 from edge_agent.update.outcomes import expected
 
@@ -42,8 +40,8 @@ class Lane:
         self._work: asyncio.Task[None] | None = None
         self._waiting = False
         self._candidate: Candidate | None = None
-        self._acquisition: tuple[float, Acquisition] | None = None
-        self._downloads: set[Digest] = set()
+        self._acquisition: Acquisition | None = None
+        self._downloads = set(wanted_downloads(state))
         self._switched_at = 0.0
         self._consumer: asyncio.Task[None] | None = None
 
@@ -65,6 +63,11 @@ class Lane:
     def nudge(self) -> None:
         """The world has changed: if the update waits to try again, let it try now."""
         if self._waiting:
+            self.feed(ev.RetryDue(at=self._parts.clock.now()))
+
+    def look_again(self) -> None:
+        """If the update waits for a cheaper way than its budget allows, see whether there is one now."""
+        if self.state.stage is Stage.FETCHING and (self._work is None or self._work.done()):
             self.feed(ev.RetryDue(at=self._parts.clock.now()))
 
     async def settled(self) -> None:
@@ -98,6 +101,7 @@ class Lane:
         if state != before:
             await self._save(state)
             self.state = state
+            self._downloads |= wanted_downloads(state)
             _log(before, state, event)
             self._parts.changed()
         for effect in effects:
@@ -144,11 +148,10 @@ class Lane:
         parts, model = self._parts, self.state.model
         work: Work | None = None
         match effect:
-            case ev.Fetch(target=target, source=source):
-                self._downloads |= _downloads(target, source)
-                work = self._acquire().fetch(self.state, source)
-            case ev.Build(source=source, slot=slot):
-                work = self._acquire().build(self.state, source, slot)
+            case ev.Fetch():
+                work = self._acquire().fetch(self.state)
+            case ev.Build(sources=sources, slot=slot):
+                work = self._acquire().build(self.state, sources, slot)
             case ev.Warm(candidate=candidate):
                 work = self._warm(candidate)
             case ev.Watch(probation_s=probation_s):
@@ -160,11 +163,11 @@ class Lane:
         return work
 
     def _acquire(self) -> Acquisition:
-        """The acquisition of the update under way; it lives as long as the update."""
-        target, began = expected(self.state), self.state.started_at
-        if self._acquisition is None or self._acquisition[0] != began or not self._acquisition[1].is_for(target):
-            self._acquisition = (began, Acquisition(self._parts, target))
-        return self._acquisition[1]
+        """The acquisition for the order under way, the same from its fetch to its build."""
+        target = expected(self.state)
+        if self._acquisition is None or self._acquisition.target != target:
+            self._acquisition = Acquisition(self._parts, target)
+        return self._acquisition
 
     async def _serve(self, installed: Installed) -> None:
         trouble = await trial.serve(self._parts, self.state.model, installed)
@@ -198,7 +201,8 @@ class Lane:
     async def _tidy(self) -> None:
         state = self.state
         keep = {release.slot for release in (state.installed, state.candidate, state.previous) if release is not None}
-        dropped, self._downloads = self._downloads, set()
+        wanted = wanted_downloads(state)
+        dropped, self._downloads = self._downloads - wanted, set(wanted)
         await asyncio.to_thread(self._parts.slots.tidy, state.model, keep, dropped)
 
     async def _begin(self, name: str, work: Work) -> None:
@@ -235,12 +239,6 @@ class Lane:
             f"update.{name}", context=context_from(state.traceparent), attributes=attributes
         ) as span:
             yield span
-
-
-def _downloads(target: DesiredModel, source: Source) -> set[Digest]:
-    """The downloads that an update may leave behind."""
-    digests = {target.manifest.digest, target.artifact.digest}
-    return digests | {source.offer.patch.digest} if isinstance(source, FromPatch) else digests
 
 
 def _log(before: ModelState, state: ModelState, event: ev.Event) -> None:

@@ -9,7 +9,7 @@ from edge_agent.executor.parts import Parts
 from edge_agent.inference.health import Health, Verdict, judge
 from edge_agent.inference.serving import Candidate
 from edge_agent.inference.trial import ModelRejected
-from edge_agent.update import Installed, Tally
+from edge_agent.update import Installed
 from edge_agent.update import events as ev
 
 SERVE_ATTEMPTS = 3
@@ -24,9 +24,9 @@ _VERDICTS: dict[Verdict, ev.Verdict] = {
 
 async def load(parts: Parts, model: ModelName, release: Installed) -> Candidate | None:
     """The release in its slot, loaded and warm; None when the slot does not hold it (any more)."""
-    if not await asyncio.to_thread(parts.slots.verify, model, release.slot, release.artifact, release.manifest):
+    if not await asyncio.to_thread(parts.slots.verify, model, release.slot, release.files, release.manifest):
         return None
-    path = parts.slots.model_path(model, release.slot)
+    path = parts.slots.path(model, release.slot, release.onnx_file)
     return await parts.server.prepare(model, release.version, path, release.inputs, release.outputs)
 
 
@@ -57,7 +57,7 @@ async def warm(parts: Parts, model: ModelName, release: Installed) -> Candidate 
     except ModelRejected as error:
         return ev.ModelRefused(at=parts.clock.now(), code=error.code, detail=str(error))
     except (FerryError, OSError) as error:
-        return interrupted(error, parts.clock.now(), Tally())
+        return interrupted(error, parts.clock.now())
     return candidate or ev.SlotLost(at=parts.clock.now(), slot=release.slot)
 
 

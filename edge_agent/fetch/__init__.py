@@ -10,7 +10,7 @@ from edge_agent.fetch.chunks import ChunkFetcher, ChunkLink
 from edge_agent.fetch.http import HttpFetcher
 from edge_agent.fetch.pace import Pace
 from edge_agent.fetch.session import open_session
-from edge_agent.fetch.transfer import Fetching, FetchLimits, OnProgress, Transfer
+from edge_agent.fetch.transfer import Fetching, FetchLimits, OnProgress, Ranges, Transfer
 from edge_agent.fetch.twin import DesiredPoll, Envelope, NotModified
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "NotModified",
     "OnProgress",
     "Pace",
+    "Ranges",
     "Transfer",
     "make_fetcher",
     "open_session",

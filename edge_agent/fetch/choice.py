@@ -1,4 +1,4 @@
-"""Which way an artifact comes: small ones over the MQTT connection that is open anyway, the rest over HTTP.
+"""Which way bytes come: few of them over the MQTT connection that is open anyway, the rest over HTTP.
 
 HTTP can serve every artifact, so it also takes over when MQTT gives up half-way.
 """
@@ -15,8 +15,9 @@ from common.ids import Digest
 from edge_agent.fetch.chunks import ChunkFetcher, ChunkLink
 from edge_agent.fetch.http import HttpFetcher
 from edge_agent.fetch.pace import Pace
+from edge_agent.fetch.partial import total
 from edge_agent.fetch.resume import Mover, fetch_by
-from edge_agent.fetch.transfer import FetchLimits, OnProgress, Transfer
+from edge_agent.fetch.transfer import FetchLimits, OnProgress, Ranges, Transfer
 
 
 class Fetcher:
@@ -28,14 +29,16 @@ class Fetcher:
         self._mqtt_bytes_max = mqtt_bytes_max
         self._busy: weakref.WeakValueDictionary[Digest, asyncio.Lock] = weakref.WeakValueDictionary()
 
-    async def fetch(self, ref: ArtifactRef, destination: Path, on_progress: OnProgress | None = None) -> Transfer:
+    async def fetch(
+        self, ref: ArtifactRef, destination: Path, on_progress: OnProgress | None = None, ranges: Ranges | None = None
+    ) -> Transfer:
         """See `Fetching.fetch`; the result says which way was taken."""
         lock = self._busy.setdefault(ref.digest, asyncio.Lock())
         async with lock:
-            return await fetch_by(self._ways(ref), ref, destination, on_progress)
+            return await fetch_by(self._ways(total(ref, ranges)), ref, destination, on_progress, ranges)
 
-    def _ways(self, ref: ArtifactRef) -> tuple[Mover, ...]:
-        if self._chunks is not None and self._chunks.connected and ref.size <= self._mqtt_bytes_max:
+    def _ways(self, size: int) -> tuple[Mover, ...]:
+        if self._chunks is not None and self._chunks.connected and size <= self._mqtt_bytes_max:
             return (self._chunks, self._http)
         return (self._http,)
 

@@ -6,18 +6,19 @@ more than once; they are written in order, so that the partial file's length kee
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from common.artifact import ArtifactRef
+from common.artifact.protobuf import Span
 from common.errors import IntegrityFailure, NotFound, Unavailable
 from common.ids import DeviceId, Digest
 from common.wire import Chunk, ChunkRequest
 from edge_agent.fetch.pace import Pace
 from edge_agent.fetch.partial import Partial
 from edge_agent.fetch.resume import fetch_by
-from edge_agent.fetch.transfer import FetchLimits, OnProgress, Transfer
+from edge_agent.fetch.transfer import FetchLimits, OnProgress, Ranges, Transfer
 
 WINDOW_CHUNKS = 4
 """At 128 kB and 50 ms round trip that is 10 MB/s, and half a megabyte of memory."""
@@ -54,33 +55,35 @@ class ChunkFetcher:
         """Whether there is a link to fetch through."""
         return self._link.connected
 
-    async def fetch(self, ref: ArtifactRef, destination: Path, on_progress: OnProgress | None = None) -> Transfer:
+    async def fetch(
+        self, ref: ArtifactRef, destination: Path, on_progress: OnProgress | None = None, ranges: Ranges | None = None
+    ) -> Transfer:
         """See `Fetching.fetch`."""
-        return await fetch_by((self,), ref, destination, on_progress)
+        return await fetch_by((self,), ref, destination, on_progress, ranges)
 
     async def move(self, partial: Partial, on_progress: OnProgress) -> None:
         """See `Mover.move`."""
-        offsets = iter(range(partial.size, partial.ref.size, self._limits.chunk_bytes))
+        chunks = iter(tuple(_cut(partial.spans(), self._limits.chunk_bytes)))
         window: list[asyncio.Task[bytes]] = []
         try:
             while True:
-                while len(window) < WINDOW_CHUNKS and (offset := next(offsets, None)) is not None:
-                    window.append(asyncio.create_task(self._chunk(partial.ref, offset)))
+                while len(window) < WINDOW_CHUNKS and (span := next(chunks, None)) is not None:
+                    window.append(asyncio.create_task(self._chunk(partial.ref, span)))
                 if not window:
                     return
                 block = await window[0]
                 del window[0]
                 await asyncio.to_thread(partial.append, block, "mqtt")
-                on_progress(partial.size, partial.ref.size)
+                on_progress(partial.moved, partial.total)
         finally:
             for task in window:
                 task.cancel()
             await asyncio.gather(*window, return_exceptions=True)
 
-    async def _chunk(self, ref: ArtifactRef, offset: int) -> bytes:
-        length = min(self._limits.chunk_bytes, ref.size - offset)
+    async def _chunk(self, ref: ArtifactRef, span: Span) -> bytes:
+        length = span.end - span.start
         await self._pace.spend(length)
-        request = ChunkRequest(device=self._link.device, digest=ref.digest, offset=offset, length=length)
+        request = ChunkRequest(device=self._link.device, digest=ref.digest, offset=span.start, length=length)
         chunk = await self._answer(request)
         if chunk.error:
             refusal = NotFound if chunk.error == NotFound.code else Unavailable
@@ -106,3 +109,10 @@ class ChunkFetcher:
         answer = self._waiting.get((chunk.digest, chunk.offset))
         if answer is not None and not answer.done():
             answer.set_result(chunk)
+
+
+def _cut(spans: Iterable[Span], most: int) -> Iterator[Span]:
+    """The spans in pieces of at most `most` bytes."""
+    return (
+        Span(offset, min(offset + most, span.end)) for span in spans for offset in range(span.start, span.end, most)
+    )

@@ -1,8 +1,9 @@
-"""Artifacts over HTTP: `GET /v1/blobs/{digest}`, resumed with Range (RFC 9110, section 14).
+"""Artifacts over HTTP: `GET /v1/blobs/{digest}`, resumed with Range (RFC 9110, section 14); one request for each range
+where only some of the bytes are wanted.
 
 The URL names the content, so a resumed download can never continue with another artifact's bytes; the answer's
 `Content-Range` is checked all the same, because a proxy on the way may not know that. A server that ignores Range
-(200) makes us start again. No more than the promised size is ever read.
+(200) makes us start again, and is of no use for ranges. No more than what is wanted is ever read.
 """
 
 import asyncio
@@ -13,12 +14,13 @@ from pathlib import Path
 import aiohttp
 
 from common.artifact import ArtifactRef
+from common.artifact.protobuf import Span
 from common.errors import IntegrityFailure, Unavailable
 from edge_agent.fetch.pace import Pace
 from edge_agent.fetch.partial import Partial
 from edge_agent.fetch.problems import PROBLEM_BYTES_MAX, problem_error
 from edge_agent.fetch.resume import fetch_by
-from edge_agent.fetch.transfer import FetchLimits, OnProgress, Transfer
+from edge_agent.fetch.transfer import FetchLimits, OnProgress, Ranges, Transfer
 
 BLOCK_BYTES = 256 * 1024
 """Bytes are written in blocks of at most this size: all that a killed download has to fetch twice."""
@@ -35,47 +37,57 @@ class HttpFetcher:
         self._limits = limits
         self._pace = pace
 
-    async def fetch(self, ref: ArtifactRef, destination: Path, on_progress: OnProgress | None = None) -> Transfer:
+    async def fetch(
+        self, ref: ArtifactRef, destination: Path, on_progress: OnProgress | None = None, ranges: Ranges | None = None
+    ) -> Transfer:
         """See `Fetching.fetch`."""
-        return await fetch_by((self,), ref, destination, on_progress)
+        return await fetch_by((self,), ref, destination, on_progress, ranges)
 
     async def move(self, partial: Partial, on_progress: OnProgress) -> None:
         """See `Mover.move`."""
         try:
-            async with asyncio.timeout(self._limits.total_s), self._request(partial) as response:
-                await self._check(response, partial)
-                await self._read(response, partial, on_progress)
+            async with asyncio.timeout(self._limits.total_s):
+                while (span := next(partial.spans(), None)) is not None:
+                    async with self._request(partial.ref, span) as response:
+                        length = await self._check(response, partial, span)
+                        await self._read(response, partial, length, on_progress)
         except TimeoutError as error:
             raise Unavailable("the controller stopped sending, or the link is too slow", fix="trying again") from error
         except (aiohttp.ClientError, ConnectionError) as error:
             raise Unavailable(f"the download broke off: {error or type(error).__name__}", fix="trying again") from error
 
-    def _request(self, partial: Partial) -> "aiohttp.client._RequestContextManager":
-        headers = {"Range": f"bytes={partial.size}-"} if partial.size else {}
-        url = f"{self._base_url}/v1/blobs/{partial.ref.digest}"
-        return self._session.get(url, headers=headers, allow_redirects=False)
+    def _request(self, ref: ArtifactRef, span: Span) -> "aiohttp.client._RequestContextManager":
+        url = f"{self._base_url}/v1/blobs/{ref.digest}"
+        return self._session.get(url, headers=_range(ref, span), allow_redirects=False)
 
-    async def _check(self, response: aiohttp.ClientResponse, partial: Partial) -> None:
-        """Make sure that the body continues the partial file, or begins it."""
+    async def _check(self, response: aiohttp.ClientResponse, partial: Partial, span: Span) -> int:
+        """How many bytes of the body are wanted, after making sure that they continue the partial file, or begin it."""
         if response.status == HTTPStatus.PARTIAL_CONTENT:
-            _check_range(response.headers.get("Content-Range", ""), partial)
+            _check_range(response.headers.get("Content-Range", ""), partial.ref, span)
         elif response.status == HTTPStatus.OK:
             if response.content_length not in {None, partial.ref.size}:
                 raise IntegrityFailure(f"{response.content_length} bytes offered, {partial.ref.size} promised")
-            if partial.size:
+            if not partial.whole and _range(partial.ref, span):
+                raise IntegrityFailure("the controller answered with the whole file where a range was asked for")
+            if partial.size and partial.whole:
                 partial.restart()
+                return partial.missing
         elif response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise IntegrityFailure(f"the controller's {partial.ref.digest} is shorter than what is here")
         else:
             raise problem_error(response.status, await response.content.read(PROBLEM_BYTES_MAX), "a download")
+        return span.end - span.start
 
-    async def _read(self, response: aiohttp.ClientResponse, partial: Partial, on_progress: OnProgress) -> None:
-        while partial.missing:
-            block = await self._block(response, min(partial.missing, self._pace.portion(BLOCK_BYTES)))
+    async def _read(
+        self, response: aiohttp.ClientResponse, partial: Partial, length: int, on_progress: OnProgress
+    ) -> None:
+        while length:
+            block = await self._block(response, min(length, self._pace.portion(BLOCK_BYTES)))
             if not block:
                 raise Unavailable("the download broke off", fix="trying again")
             await asyncio.to_thread(partial.append, block, "http")
-            on_progress(partial.size, partial.ref.size)
+            length -= len(block)
+            on_progress(partial.moved, partial.total)
             await self._pace.spend(len(block))
 
     async def _block(self, response: aiohttp.ClientResponse, size: int) -> bytes:
@@ -90,8 +102,15 @@ class HttpFetcher:
         return bytes(block)
 
 
-def _check_range(content_range: str, partial: Partial) -> None:
-    wanted = (partial.size, partial.ref.size - 1, partial.ref.size)
+def _range(ref: ArtifactRef, span: Span) -> dict[str, str]:
+    """The header that asks for `span`; none for the whole artifact."""
+    if span == (0, ref.size):
+        return {}
+    return {"Range": f"bytes={span.start}-{'' if span.end == ref.size else span.end - 1}"}
+
+
+def _check_range(content_range: str, ref: ArtifactRef, span: Span) -> None:
+    wanted = (span.start, span.end - 1, ref.size)
     match = _CONTENT_RANGE.fullmatch(content_range)
     if match is None or tuple(map(int, match.groups())) != wanted:
         raise IntegrityFailure(f"the controller answered {content_range[:80]!r}, not the range that was asked for")

@@ -1,9 +1,9 @@
 """A download under way: `<digest>.part` beside the place where the finished file goes.
 
-The file holds the artifact's first bytes and nothing else, so its length says where to go on, after a break as after a
-kill. Blocks are written as they come and flushed to the disk now and then; a power cut may leave rubbish at the end,
-and what is believed in the end is only the digest of the whole file, read back from the disk. Nothing is ever
-written past the promised size.
+The file holds the first of the bytes that are wanted (an artifact's, or those of some ranges of it) and nothing else,
+so its length says where to go on, after a break as after a kill. Blocks are written as they come and flushed to the
+disk now and then; a power cut may leave rubbish at the end, and what is believed in the end is only the finished file,
+checked as it is read back from the disk. Nothing is ever written past the promised size.
 
 The methods block; call them in a thread. A lock keeps a write that was abandoned by a cancelled task from meeting the
 closed descriptor, whose number may by then be another file's.
@@ -12,28 +12,35 @@ closed descriptor, whose number may by then be another file's.
 import hashlib
 import os
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
 from common.artifact import ArtifactRef, hex_of
+from common.artifact.protobuf import Span
 from common.durable import PRIVATE_MODE, commit_file, explaining_full_disk
 from common.errors import IntegrityFailure
 from common.wire.messages import Transport
+from edge_agent.fetch.transfer import Ranges
 
 FLUSH_BYTES = 8 * 1024 * 1024
 """A power cut costs at most about this much of a download."""
 
 
 class Partial:
-    """The partial file of one artifact, open for appending.
+    """The partial file of one artifact or of ranges of it, open for appending.
 
-    `size` is what is in the file, `resumed` what of it was there when it was opened, `moved` what was appended since,
-    `transport` how the last of that came.
+    `total` is how long it becomes, `size` what is in the file, `resumed` what of it was there when it was opened,
+    `moved` what was appended since, `transport` how the last of that came.
     """
 
-    def __init__(self, ref: ArtifactRef, destination: Path) -> None:
+    def __init__(self, ref: ArtifactRef, destination: Path, ranges: Ranges | None = None) -> None:
         self.ref = ref
-        self.path = partial_path(ref, destination)
+        self.whole = ranges is None
+        self.path = partial_path(ref, destination, ranges)
+        self.total = total(ref, ranges)
+        self._spans = ranges.spans if ranges else (Span(0, ref.size),)
+        self._holds = holding(ref, ranges)
         self.moved = 0
         self.transport: Transport = "none"
         self._destination = destination
@@ -42,7 +49,7 @@ class Partial:
         with explaining_full_disk(self.path):
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_MODE)
         self.size = self.resumed = os.fstat(self._descriptor).st_size
-        if self.size > ref.size:
+        if self.size > self.total:
             self.restart()
 
     def __enter__(self) -> Self:
@@ -56,12 +63,21 @@ class Partial:
     @property
     def missing(self) -> int:
         """Bytes still to come."""
-        return self.ref.size - self.size
+        return self.total - self.size
+
+    def spans(self) -> Iterator[Span]:
+        """Where in the artifact the bytes lie that are still to come, in order, none of them empty."""
+        before = 0
+        for span in self._spans:
+            start = span.start + max(0, self.size - before)
+            before += span.end - span.start
+            if start < span.end:
+                yield Span(start, span.end)
 
     def append(self, block: bytes, transport: Transport) -> None:
         """Write the next bytes. Raises `StorageFull`, and `IntegrityFailure` for bytes past the promised size."""
         if len(block) > self.missing:
-            raise IntegrityFailure(f"more than the promised {self.ref.size} bytes came for {self.ref.digest}")
+            raise IntegrityFailure(f"more than the promised {self.total} bytes came for {self.ref.digest}")
         self.transport = transport
         with self._open, explaining_full_disk(self.path):
             view = memoryview(block)
@@ -83,8 +99,8 @@ class Partial:
         """Verify the whole file and give it its final name, durably; `IntegrityFailure` when the bytes are wrong."""
         with self._open, explaining_full_disk(self.path):
             self._flush()
-        if not holds(self.path, self.ref):
-            raise IntegrityFailure(f"the bytes that came are not {self.ref.digest}")
+        if not self._holds(self.path):
+            raise IntegrityFailure(f"the bytes that came are not {'' if self.whole else 'of '}{self.ref.digest}")
         commit_file(self.path, self._destination)
 
     def discard(self) -> None:
@@ -96,9 +112,22 @@ class Partial:
         self._unflushed = 0
 
 
-def partial_path(ref: ArtifactRef, destination: Path) -> Path:
-    """Where the unfinished bytes are kept; named by digest, so that two artifacts can never be spliced."""
-    return destination.with_name(f"{hex_of(ref.digest)}.part")
+def partial_path(ref: ArtifactRef, destination: Path, ranges: Ranges | None = None) -> Path:
+    """Where the unfinished bytes are kept; named by digest, so that two artifacts can never be spliced.
+
+    Ranges are named as their destination is: whoever chooses it must give other ranges another name.
+    """
+    return destination.with_name(f"{destination.name if ranges else hex_of(ref.digest)}.part")
+
+
+def total(ref: ArtifactRef, ranges: Ranges | None) -> int:
+    """How many bytes are wanted."""
+    return sum(span.end - span.start for span in ranges.spans) if ranges else ref.size
+
+
+def holding(ref: ArtifactRef, ranges: Ranges | None) -> Callable[[Path], bool]:
+    """The check whether a file is what is wanted."""
+    return ranges.holds if ranges else lambda path: holds(path, ref)
 
 
 def holds(path: Path, ref: ArtifactRef) -> bool:

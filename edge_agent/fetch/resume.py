@@ -13,8 +13,8 @@ from typing import Protocol
 
 from common.artifact import ArtifactRef
 from common.errors import IntegrityFailure, NotFound, Unavailable
-from edge_agent.fetch.partial import Partial, holds
-from edge_agent.fetch.transfer import OnProgress, Transfer
+from edge_agent.fetch.partial import Partial, holding, total
+from edge_agent.fetch.transfer import OnProgress, Ranges, Transfer
 
 
 class Mover(Protocol):
@@ -25,12 +25,16 @@ class Mover(Protocol):
 
 
 async def fetch_by(
-    movers: Sequence[Mover], ref: ArtifactRef, destination: Path, on_progress: OnProgress | None
+    movers: Sequence[Mover],
+    ref: ArtifactRef,
+    destination: Path,
+    on_progress: OnProgress | None,
+    ranges: Ranges | None = None,
 ) -> Transfer:
     """`Fetching.fetch` by the first of `movers` that works; a later one goes on where an earlier one gave up."""
-    if await asyncio.to_thread(holds, destination, ref):
-        return Transfer(bytes=0, resumed_bytes=ref.size, transport="none")
-    with await asyncio.to_thread(Partial, ref, destination) as partial:
+    if await asyncio.to_thread(holding(ref, ranges), destination):
+        return Transfer(bytes=0, resumed_bytes=total(ref, ranges), transport="none")
+    with await asyncio.to_thread(Partial, ref, destination, ranges) as partial:
         while True:
             try:
                 if partial.missing:
@@ -53,5 +57,5 @@ async def _move(movers: Sequence[Mover], partial: Partial, on_progress: OnProgre
     return await last.move(partial, on_progress)
 
 
-def _ignore(_done: int, _total: int) -> None:
+def _ignore(_moved: int, _total: int) -> None:
     pass

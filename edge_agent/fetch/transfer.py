@@ -2,17 +2,28 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from common.artifact import ArtifactRef
+from common.artifact.protobuf import Span
 from common.wire.messages import CHUNK_BYTES_MAX, Transport
 
 OnProgress = Callable[[int, int], object]
-"""Called with (bytes on the disk so far, bytes in all) as they arrive."""
+"""Called as bytes arrive, with how many this fetch has moved over the network so far, and how many it needs in all.
+
+What it raises ends the fetch; what came is kept.
+"""
 
 MIB = 1024 * 1024
+
+
+class Ranges(NamedTuple):
+    """Byte ranges of an artifact, in order, that are fetched into one file; `holds` tells whether a file is that."""
+
+    spans: tuple[Span, ...]
+    holds: Callable[[Path], bool]
 
 
 class Transfer(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,8 +56,12 @@ class FetchLimits(msgspec.Struct, frozen=True, kw_only=True):
 class Fetching(Protocol):
     """One way to get an artifact."""
 
-    async def fetch(self, ref: ArtifactRef, destination: Path, on_progress: OnProgress | None = None) -> Transfer:
+    async def fetch(
+        self, ref: ArtifactRef, destination: Path, on_progress: OnProgress | None = None, ranges: Ranges | None = None
+    ) -> Transfer:
         """Put the artifact at `destination`, complete and verified, resuming what an earlier try left beside it.
+
+        With `ranges` only those of its bytes are fetched, and put there one after another.
 
         Raises `IntegrityFailure` when the bytes are wrong even from the start, `StorageFull` (what came is kept),
         `NotFound`, and `Unavailable` when trying again later may help.

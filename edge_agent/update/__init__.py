@@ -6,24 +6,27 @@ executor saves the state first and acts second, so after a crash the saved state
 way to the bytes, `report` turns a state into what the controller is told, `diagram` draws the table for the docs.
 """
 
-from edge_agent.update.choice import FromFull, FromHeld, FromPatch, Source, choose
+from edge_agent.update.choice import FromFull, FromHeld, FromParts, FromPatches, Source, Sources, choose
 from edge_agent.update.machine import resume, step
 from edge_agent.update.order import agreed_variant, open_order
 from edge_agent.update.outcomes import REDOWNLOADS_MAX, STRIKES_MAX
-from edge_agent.update.report import held_digests, reported_model
-from edge_agent.update.state import Installed, ModelState, Quarantined, Slot, Stage, Tally
+from edge_agent.update.report import held_digests, reported_model, wanted_downloads
+from edge_agent.update.state import MANIFEST_FILE, Installed, ModelState, Quarantined, Slot, Stage, Tally
 
 __all__ = [
+    "MANIFEST_FILE",
     "REDOWNLOADS_MAX",
     "STRIKES_MAX",
     "FromFull",
     "FromHeld",
-    "FromPatch",
+    "FromParts",
+    "FromPatches",
     "Installed",
     "ModelState",
     "Quarantined",
     "Slot",
     "Source",
+    "Sources",
     "Stage",
     "Tally",
     "agreed_variant",
@@ -33,4 +36,5 @@ __all__ = [
     "reported_model",
     "resume",
     "step",
+    "wanted_downloads",
 ]

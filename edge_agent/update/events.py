@@ -8,8 +8,9 @@ from typing import Literal
 
 import msgspec
 
+from common.ids import Digest
 from common.wire import DesiredModel
-from edge_agent.update.choice import Source
+from edge_agent.update.choice import Sources
 from edge_agent.update.state import Installed, Slot, Tally
 
 Verdict = Literal["pass", "fail", "inconclusive"]
@@ -45,15 +46,23 @@ class Withdrawn(Event, frozen=True, kw_only=True):
 
 
 class Fetched(WorkEnded, frozen=True, kw_only=True):
-    """Manifest and bytes are here; `source` says what the artifact will be made of."""
+    """Manifest and bytes are here; `sources` say what the files will be made of."""
 
-    source: Source
+    sources: Sources
 
 
-class PatchUnusable(WorkEnded, frozen=True, kw_only=True):
-    """The patch is gone, damaged or of another base: the whole artifact is needed."""
+class OfferUnusable(WorkEnded, frozen=True, kw_only=True):
+    """The patch or the index `offer` is gone, damaged or of another base: there must be another way."""
 
+    offer: Digest
     detail: str
+
+
+class OverBudget(WorkEnded, frozen=True, kw_only=True):
+    """The cheapest way there is makes the update cost `needs` bytes, and the order allows `budget`."""
+
+    needs: int
+    budget: int
 
 
 class Corrupted(WorkEnded, frozen=True, kw_only=True):
@@ -140,17 +149,18 @@ class Serve(Effect, frozen=True, kw_only=True):
 
 
 class Fetch(Effect, frozen=True, kw_only=True):
-    """Get and check the manifest, then the bytes that `source` needs."""
+    """Choose the cheapest way to all files of `target`, get and check the manifest, then the bytes. May end in any of
+    the events from `Fetched` to `Interrupted`, or in `SlotLost`.
+    """
 
     target: DesiredModel
-    source: Source
 
 
 class Build(Effect, frozen=True, kw_only=True):
-    """Make the artifact in `slot` and check its digest."""
+    """Make all files of `target` in `slot` and check their digests."""
 
     target: DesiredModel
-    source: Source
+    sources: Sources
     slot: Slot
 
 

@@ -6,6 +6,7 @@ table. What holds in every state:
 
 - `installed` is complete and verified, and nothing overwrites its slot until another release has been committed.
 - Bytes in quarantine are not tried again until an order with a higher number asks for them.
+- Nothing is fetched that the order's byte budget does not allow; an order over it waits for a better offer, or fails.
 - Trouble that may pass (network, disk) is waited for with a growing delay and never becomes a verdict; bytes that come
   wrong, and candidates that the program does not survive, are tried a limited number of times.
 
@@ -58,7 +59,8 @@ MOVES = (
     _move(ev.Ordered, {PROBATION}, moves.overrule, BEGUN, "newer order"),
     _move(ev.Withdrawn, ALL - {RETIRED}, moves.withdraw, {RETIRED}, "left the order"),
     _move(ev.Fetched, {FETCHING}, moves.fetched, {VERIFYING}, "bytes are here"),
-    _move(ev.PatchUnusable, GETTING, moves.go_without_patch, {FETCHING}, "patch unusable"),
+    _move(ev.OfferUnusable, GETTING, moves.go_without, {FETCHING}, "offer unusable"),
+    _move(ev.OverBudget, {FETCHING}, moves.heed_budget, {FAILED}, "over budget"),
     _move(ev.Corrupted, GETTING, moves.fetch_again, {FETCHING, FAILED}, "wrong bytes"),
     _move(ev.ManifestRefused, {FETCHING}, moves.refuse, {FAILED}, "manifest refused"),
     _move(ev.Interrupted, GETTING, moves.wait, {FETCHING}, "interrupted"),
@@ -89,7 +91,8 @@ IGNORED: dict[type[ev.Event], frozenset[Stage]] = {
     ev.Withdrawn: frozenset({RETIRED}),
     # The end of work that was cancelled, or that a restart has begun again.
     ev.Fetched: ALL - {FETCHING},
-    ev.PatchUnusable: ALL - {FETCHING, VERIFYING},
+    ev.OfferUnusable: ALL - {FETCHING, VERIFYING},
+    ev.OverBudget: ALL - {FETCHING},
     ev.Corrupted: ALL - {FETCHING, VERIFYING},
     ev.ManifestRefused: ALL - {FETCHING},
     ev.Interrupted: ALL - {FETCHING, VERIFYING, WARMING, PROBATION},

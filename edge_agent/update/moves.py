@@ -3,6 +3,7 @@
 from msgspec.structs import replace
 
 from edge_agent.update import events as ev
+from edge_agent.update.choice import offered
 from edge_agent.update.outcomes import (
     REDOWNLOADS_MAX,
     STRIKES_MAX,
@@ -14,6 +15,7 @@ from edge_agent.update.outcomes import (
     fetching,
     given_up,
     refetch,
+    settled,
 )
 from edge_agent.update.state import Installed, ModelState, Stage, idle_slot, same_release
 
@@ -28,9 +30,14 @@ def take_up(state: ModelState, event: ev.Ordered) -> Step:
 
 
 def redirect(state: ModelState, event: ev.Ordered) -> Step:
-    """Before the switch: go on if the release is still wanted, otherwise drop it and begin anew."""
+    """Before the switch: go on if the release is still wanted, otherwise drop it and begin anew.
+
+    While it is being fetched, other offers or another budget are a reason to choose again.
+    """
     if same_release(state.target, event.target):
-        return renewed(state, event), ()
+        again = renewed(state, event)
+        choose_again = again.stage is Stage.FETCHING and again.target != state.target
+        return again, (fetching(again),) if choose_again else ()
     fresh, effects = begin(state, event.target, event.traceparent, event.at)
     return fresh, (ev.Cancel(), *effects)
 
@@ -50,9 +57,10 @@ def overrule(state: ModelState, event: ev.Ordered) -> Step:
 
 
 def renewed(state: ModelState, event: ev.Ordered) -> ModelState:
-    """The same release, told again, perhaps with other patches. A lower order number is never taken over."""
+    """The same release, told again, perhaps with other offers. A lower order number is never taken over."""
     order = max(event.target.order, expected(state).order)
-    return replace(state, target=replace(event.target, order=order), order=max(state.order, order))
+    refused = tuple(offer for offer in state.refused if offer in offered(event.target))
+    return replace(state, target=replace(event.target, order=order), order=max(state.order, order), refused=refused)
 
 
 def withdraw(state: ModelState, _: ev.Withdrawn) -> Step:
@@ -73,12 +81,22 @@ def withdraw(state: ModelState, _: ev.Withdrawn) -> Step:
 def fetched(state: ModelState, event: ev.Fetched) -> Step:
     """Everything is here: build it."""
     building = replace(state, stage=Stage.VERIFYING, tally=state.tally.plus(event.spent), attempt=0, trouble="")
-    return building, (ev.Build(target=expected(state), source=event.source, slot=idle_slot(state)),)
+    return building, (ev.Build(target=expected(state), sources=event.sources, slot=idle_slot(state)),)
 
 
-def go_without_patch(state: ModelState, event: ev.PatchUnusable) -> Step:
-    """Fall back to the whole artifact, once and for all of this update."""
-    return refetch(state, tally=state.tally.plus(event.spent), patch_refused=f"patch not used: {event.detail}")
+def go_without(state: ModelState, event: ev.OfferUnusable) -> Step:
+    """Choose again without that offer, for the rest of this update."""
+    refused = (*state.refused, event.offer) if event.offer not in state.refused else state.refused
+    return refetch(state, tally=state.tally.plus(event.spent), refused=refused, refusal=event.detail)
+
+
+def heed_budget(state: ModelState, event: ev.OverBudget) -> Step:
+    """Too dear: wait for a better offer and keep what came, or fail, as the order says; the release is not to blame."""
+    spent = replace(state, tally=state.tally.plus(event.spent), attempt=0)
+    detail = f"the smallest needs {event.needs:_} bytes, the budget is {event.budget:_}".replace("_", " ")
+    if expected(state).on_exceed == "fail":
+        return settled(spent, "failed", event.at, "over_budget", detail), (ev.Tidy(),)
+    return replace(spent, trouble=f"waiting for a cheaper way: {detail}"), ()
 
 
 def fetch_again(state: ModelState, event: ev.Corrupted) -> Step:

@@ -13,6 +13,7 @@ from common.ids import DeviceId
 from common.trust import PublicKey, is_newer, verify
 from common.wire import DesiredModel, DesiredState, decode
 from common.wire.messages import DESIRED_PAYLOAD_TYPE
+from edge_agent.update.state import MANIFEST_FILE, files_of
 
 
 def open_order(envelope: bytes, keys: tuple[PublicKey, ...], device: DeviceId, highest: int) -> DesiredState:
@@ -47,6 +48,9 @@ def agreed_variant(envelope: bytes, keys: tuple[PublicKey, ...], target: Desired
     variant = manifest.variants.get(target.variant)
     if variant is None:
         raise IntegrityFailure(f"{manifest.release} has no variant {target.variant!r}")
-    if variant.artifact != target.artifact:
+    files = files_of(target)
+    if len({name.casefold() for name in files} | {MANIFEST_FILE}) != len(target.files) + 1:
+        raise IntegrityFailure(f"the files of {manifest.release} cannot lie in one folder: {', '.join(files)}")
+    if (variant.files, variant.model) != (files, target.files[0].name):
         raise IntegrityFailure(f"order and manifest of {manifest.release} name different bytes")
     return variant

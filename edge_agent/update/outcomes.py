@@ -5,11 +5,9 @@ Each function takes a state and gives the next one with the effects that belong 
 
 from msgspec.structs import replace
 
-from common.delta import CODECS
 from common.wire import DesiredModel, Outcome, UpdateReport
 from common.wire.messages import TEXT_CHARS_MAX
 from edge_agent.update import events as ev
-from edge_agent.update.choice import choose
 from edge_agent.update.state import (
     QUARANTINE_MAX,
     Installed,
@@ -17,6 +15,7 @@ from edge_agent.update.state import (
     Quarantined,
     Stage,
     Tally,
+    fingerprint,
     is_quarantined,
     is_release,
 )
@@ -30,7 +29,10 @@ Step = tuple[ModelState, tuple[ev.Effect, ...]]
 
 
 def begin(state: ModelState, target: DesiredModel, traceparent: str | None, at: float) -> Step:
-    """Take up an order. Whatever was under way must have been cancelled; a candidate is forgotten."""
+    """Take up an order. Whatever was under way must have been cancelled; a candidate is forgotten.
+
+    What another order has downloaded is removed, unless this one could have it: a budget is for one order's bytes.
+    """
     fresh = replace(
         state,
         stage=Stage.FETCHING,
@@ -42,7 +44,8 @@ def begin(state: ModelState, target: DesiredModel, traceparent: str | None, at: 
         attempt=0,
         redownloads=0,
         strikes=0,
-        patch_refused="",
+        refused=(),
+        refusal="",
         trouble="",
         started_at=at,
     )
@@ -51,15 +54,12 @@ def begin(state: ModelState, target: DesiredModel, traceparent: str | None, at: 
     if is_quarantined(fresh, target):
         detail = f"{target.version} failed on this device before; only a newer order tries it again"
         return settled(fresh, "failed", at, "quarantined", detail), (ev.Tidy(),)
-    return fresh, (fetching(fresh),)
+    return fresh, (ev.Tidy(), fetching(fresh))
 
 
 def fetching(state: ModelState) -> ev.Fetch:
     """The effect that gets what `state` still needs."""
-    target = expected(state)
-    held = frozenset(release.artifact.digest for release in (state.installed, state.previous) if release is not None)
-    source = choose(target, held, CODECS, patches=not state.patch_refused)
-    return ev.Fetch(target=target, source=source)
+    return ev.Fetch(target=expected(state))
 
 
 def refetch(state: ModelState, **changes: object) -> Step:
@@ -71,7 +71,8 @@ def refetch(state: ModelState, **changes: object) -> Step:
 def committed(state: ModelState, at: float) -> Step:
     """The candidate has proven itself: it is the installed release now, and what it replaced the previous one."""
     done = adopted(state)
-    done = replace(done, quarantine=tuple(e for e in done.quarantine if e.artifact != expected(state).artifact.digest))
+    files = fingerprint(expected(state))
+    done = replace(done, quarantine=tuple(entry for entry in done.quarantine if entry.files != files))
     return settled(done, "succeeded", at), (ev.Commit(), ev.Tidy())
 
 
@@ -83,8 +84,8 @@ def adopted(state: ModelState) -> ModelState:
 def given_up(state: ModelState, outcome: Outcome, at: float, code: str, detail: str) -> ModelState:
     """The order cannot be carried out with these bytes; they go into quarantine."""
     target = expected(state)
-    entry = Quarantined(artifact=target.artifact.digest, version=target.version, order=target.order, reason=code)
-    others = tuple(e for e in state.quarantine if e.artifact != entry.artifact)
+    entry = Quarantined(files=fingerprint(target), version=target.version, order=target.order, reason=code)
+    others = tuple(other for other in state.quarantine if other.files != entry.files)
     failed = replace(state, quarantine=(*others, entry)[-QUARANTINE_MAX:])
     return replace(settled(failed, outcome, at, code, detail), candidate=None)
 
@@ -99,11 +100,11 @@ def settled(state: ModelState, outcome: Outcome, at: float, code: str = "", deta
         version=target.version,
         outcome=outcome,
         reason=code,
-        detail=(detail or state.patch_refused)[:TEXT_CHARS_MAX],
+        detail=(detail or state.refusal)[:TEXT_CHARS_MAX],
         strategy=state.tally.strategy,
         transport=state.tally.transport,
         bytes_transferred=state.tally.bytes_transferred,
-        full_bytes=target.artifact.size,
+        full_bytes=target.size,
         resumed_bytes=state.tally.resumed_bytes,
         started_at=state.started_at,
         activated_at=served.activated_at if served else None,

@@ -3,6 +3,7 @@
 from common.ids import Digest
 from common.wire import ReportedModel, UpdatePhase
 from common.wire.messages import TEXT_CHARS_MAX
+from edge_agent.update.choice import possible_downloads
 from edge_agent.update.state import Installed, ModelState, Stage
 
 PHASES: dict[Stage, UpdatePhase] = {
@@ -41,6 +42,14 @@ def reported_model(state: ModelState) -> ReportedModel:
 
 
 def held_digests(state: ModelState) -> tuple[Digest, ...]:
-    """Artifacts in this model's slots, the serving one first."""
+    """Files in this model's slots, the serving release's first."""
     releases = (serving(state), state.installed, state.candidate, state.previous)
-    return tuple(dict.fromkeys(release.artifact.digest for release in releases if release is not None))
+    files = (ref.digest for release in releases if release is not None for ref in release.files.values())
+    return tuple(dict.fromkeys(files))
+
+
+def wanted_downloads(state: ModelState) -> frozenset[Digest]:
+    """The downloads that the update under way may go on from; all others can be thrown away."""
+    if state.target is None or state.stage in {Stage.IDLE, Stage.FAILED, Stage.RETIRED}:
+        return frozenset()
+    return frozenset(possible_downloads(state.target))

@@ -6,16 +6,20 @@ back. Two slots exist, so `previous` and `candidate` are never there together. A
 slot is complete, verified and on the disk.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Literal
 
 import msgspec
 
-from common.artifact import ArtifactRef, TensorSpec
+from common.artifact import ArtifactRef, TensorSpec, digest_of
 from common.ids import Digest, ModelName, Version
 from common.wire import DesiredModel, Strategy, Transport, UpdateReport
 
 Slot = Literal["a", "b"]
+
+MANIFEST_FILE = "manifest.json"
+"""The file of a slot that holds the release's signed manifest; no file of a release may have this name."""
 
 QUARANTINE_MAX = 16
 """Failed releases remembered per model; the oldest is forgotten first."""
@@ -29,7 +33,7 @@ class Stage(StrEnum):
     FETCHING = "fetching"
     """Manifest and bytes are on their way."""
     VERIFYING = "verifying"
-    """The artifact is being rebuilt in the idle slot and its digest checked."""
+    """The files are being rebuilt in the idle slot and their digests checked."""
     WARMING = "warming"
     """The candidate is being loaded and tried with made-up inputs; the installed release serves."""
     SWITCHING = "switching"
@@ -43,40 +47,67 @@ class Stage(StrEnum):
 
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
-    """A complete, verified release in a slot."""
+    """A complete, verified release in a slot: all of `files`, of which `onnx_file` is the one to load."""
 
     slot: Slot
     version: Version
     variant: str
-    artifact: ArtifactRef
+    files: dict[str, ArtifactRef]
+    onnx_file: str
     manifest: ArtifactRef
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     activated_at: float | None = None
 
+    @property
+    def artifact(self) -> ArtifactRef:
+        """The ONNX file."""
+        return self.files[self.onnx_file]
+
+    def name_of(self, digest: Digest) -> str | None:
+        """The name of the file with that digest; None when there is none."""
+        return next((name for name, ref in self.files.items() if ref.digest == digest), None)
+
 
 class Tally(msgspec.Struct, frozen=True, kw_only=True):
-    """What an update has cost so far, in bytes that crossed the network."""
+    """What an update has cost so far: the bytes that crossed the network for each of its downloads.
+
+    Counted by download, so that after a crash it can be told which bytes on the disk nobody has counted yet.
+    """
 
     strategy: Strategy = "none"
     transport: Transport = "none"
-    bytes_transferred: int = 0
+    downloads: dict[Digest, int] = {}
     resumed_bytes: int = 0
+
+    @property
+    def bytes_transferred(self) -> int:
+        """All downloads together."""
+        return sum(self.downloads.values())
 
     def plus(self, spent: "Tally") -> "Tally":
         """This and `spent`, which came later: its way of getting the bytes is the one that counts."""
+        names = self.downloads | spent.downloads
         return Tally(
             strategy=spent.strategy if spent.strategy != "none" else self.strategy,
             transport=spent.transport if spent.transport != "none" else self.transport,
-            bytes_transferred=self.bytes_transferred + spent.bytes_transferred,
+            downloads={name: self.downloads.get(name, 0) + spent.downloads.get(name, 0) for name in names},
             resumed_bytes=self.resumed_bytes + spent.resumed_bytes,
         )
 
+    def uncounted(self, here: Mapping[Digest, int]) -> dict[Digest, int]:
+        """What of the bytes on the disk (`here`, by download) crossed the network without being counted."""
+        return {
+            name: size - self.downloads.get(name, 0)
+            for name, size in here.items()
+            if size > self.downloads.get(name, 0)
+        }
+
 
 class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes that failed here under `order`; only an order with a higher number may try them again."""
+    """Files (`fingerprint`) that failed here under `order`; only an order with a higher number may try them again."""
 
-    artifact: Digest
+    files: Digest
     version: Version
     order: int
     reason: str
@@ -100,8 +131,10 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
     """Times the bytes came whole and wrong."""
     strikes: int = 0
     """Times the program died while the candidate was loaded or served."""
-    patch_refused: str = ""
-    """Why patches are not used for this update any more; empty while they may be."""
+    refused: tuple[Digest, ...] = ()
+    """Patches and indexes on offer that turned out to be of no use for this update."""
+    refusal: str = ""
+    """Why the last of them was refused, as a sentence."""
     trouble: str = ""
     """What the update is waiting for, as a sentence; empty while it moves."""
     started_at: float = 0.0
@@ -117,19 +150,31 @@ def idle_slot(state: ModelState) -> Slot:
 def is_release(installed: Installed | None, target: DesiredModel) -> bool:
     """Whether `installed` is exactly what `target` asks for, manifest included."""
     return installed is not None and (
-        (installed.version, installed.variant, installed.artifact, installed.manifest)
-        == (target.version, target.variant, target.artifact, target.manifest)
+        (installed.version, installed.variant, installed.files, installed.manifest)
+        == (target.version, target.variant, files_of(target), target.manifest)
     )
 
 
 def same_release(one: DesiredModel | None, other: DesiredModel) -> bool:
-    """Whether two orders ask for the same release, whatever patches they offer."""
+    """Whether two orders ask for the same release, whatever ways to it they offer."""
     return one is not None and (
-        (one.version, one.variant, one.artifact, one.manifest)
-        == (other.version, other.variant, other.artifact, other.manifest)
+        (one.version, one.variant, files_of(one), one.manifest)
+        == (other.version, other.variant, files_of(other), other.manifest)
     )
 
 
 def is_quarantined(state: ModelState, target: DesiredModel) -> bool:
     """Whether these bytes failed here under this order or a newer one."""
-    return any(entry.artifact == target.artifact.digest and entry.order >= target.order for entry in state.quarantine)
+    files = fingerprint(target)
+    return any(entry.files == files and entry.order >= target.order for entry in state.quarantine)
+
+
+def files_of(target: DesiredModel) -> dict[str, ArtifactRef]:
+    """The files that `target` asks for, by name."""
+    return {file.name: file.artifact for file in target.files}
+
+
+def fingerprint(target: DesiredModel) -> Digest:
+    """One name for all bytes that `target` asks for, whatever the release is called."""
+    lines = sorted(f"{file.artifact.digest} {file.name}" for file in target.files)
+    return digest_of("\n".join(lines).encode())

@@ -6,6 +6,7 @@ device's twin is here too: polls get the newest order, reports are kept in `repo
 """
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,26 @@ from common import delta
 from common.artifact import ArtifactRef, ReleaseManifest, Variant, digest_of, encode_manifest
 from common.artifact.manifest import PAYLOAD_TYPE
 from common.artifact.onnx_io import read_signature
+from common.artifact.parts import cut, encode_index, index_of, missing_bytes
+from common.artifact.protobuf import Span
 from common.artifact.source import BytesSource
 from common.ids import DeviceId, Digest, ModelName, Version
 from common.trust import PublicKey, Signer
-from common.wire import DesiredModel, DesiredState, PatchOffer, ReportedState, decode, encode
+from common.wire import (
+    DesiredFile,
+    DesiredModel,
+    DesiredState,
+    PartsOffer,
+    PatchOffer,
+    ReportedState,
+    decode,
+    encode,
+)
 from common.wire.messages import DESIRED_PAYLOAD_TYPE
 
 DEVICE = DeviceId("dev-1")
 MODEL = ModelName("kinds")
+ONNX_FILE = "model.onnx"
 
 
 class ReleaseDesk:
@@ -64,23 +77,48 @@ class ReleaseDesk:
         self.blobs[ref.digest] = data
         return ref
 
-    def release(self, version: str, data: bytes, *, manifest_of: bytes | None = None, **changes: Any) -> DesiredModel:
-        """The order for `data` as `version`; `manifest_of` lets the manifest speak of other bytes."""
-        artifact, promised = self.put(data), self.put(manifest_of or data)
+    def release(
+        self,
+        version: str,
+        data: bytes,
+        *,
+        manifest_of: bytes | None = None,
+        patches: Iterable[PatchOffer] = (),
+        parts: Iterable[PartsOffer] = (),
+        weights: Mapping[str, bytes] | None = None,
+        **changes: Any,
+    ) -> DesiredModel:
+        """The order for `data`, with `weights` beside it, as `version`. Each offer goes to the file that it leads to.
+
+        `manifest_of` lets the manifest speak of other bytes.
+        """
+        refs = {name: self.put(content) for name, content in {ONNX_FILE: data, **(weights or {})}.items()}
         signature = read_signature(BytesSource(data))
-        variant = Variant({"model.onnx": promised}, signature.inputs, signature.outputs)
+        promised = refs | ({ONNX_FILE: self.put(manifest_of)} if manifest_of else {})
+        variant = Variant(promised, ONNX_FILE, signature.inputs, signature.outputs)
         manifest = ReleaseManifest(MODEL, Version(version), {"default": variant})
         envelope = self.put(self.signer.sign(PAYLOAD_TYPE, encode_manifest(manifest)))
         fields: dict[str, Any] = {"order": self.generation + 1, "probation_s": 0.3} | changes
+        files = tuple(
+            DesiredFile(name=name, artifact=ref, patches=tuple(patches), parts=tuple(parts))
+            for name, ref in refs.items()
+        )
         return DesiredModel(
-            model=MODEL, version=Version(version), variant="default", manifest=envelope, artifact=artifact, **fields
+            model=MODEL, version=Version(version), variant="default", manifest=envelope, files=files, **fields
         )
 
     def patch(self, base: bytes, target: bytes) -> PatchOffer:
         """A real patch, published."""
         pieces: list[bytes] = []
         summary = delta.make(BytesSource(base), BytesSource(target), pieces.append)
-        return PatchOffer(digest_of(base), self.put(b"".join(pieces)), summary.codec)
+        target_ref = ArtifactRef(digest_of(target), len(target))
+        return PatchOffer(digest_of(base), target_ref, self.put(b"".join(pieces)), summary.codec)
+
+    def parts(self, base: bytes, target: bytes, tensors: Iterable[Span] = ()) -> PartsOffer:
+        """The indexes of both, published, cut at `tensors` and in pieces."""
+        held, wanted = (index_of(BytesSource(data), cut(tensors, len(data))) for data in (base, target))
+        refs = [self.put(encode_index(index)) for index in (held, wanted)]
+        return PartsOffer(digest_of(base), refs[0], refs[1], missing_bytes([held], wanted))
 
     def order(
         self,
@@ -122,12 +160,14 @@ class ReleaseDesk:
         data = self.blobs[digest]
         if fault == "tamper":
             data = data[:-1] + bytes([data[-1] ^ 1])
-        start = request.http_range.start or 0
-        body = data[start:]
+        asked = request.http_range
+        body = data[asked]
         headers = {"ETag": f'"{digest}"', "Content-Length": str(len(body))}
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        response = web.StreamResponse(status=206 if start else 200, headers=headers)
+        ranged = "Range" in request.headers
+        if ranged:
+            start = asked.start or 0
+            headers["Content-Range"] = f"bytes {start}-{start + len(body) - 1}/{len(data)}"
+        response = web.StreamResponse(status=206 if ranged else 200, headers=headers)
         await response.prepare(request)
         if fault in {"truncate", "break_once"}:
             body = body[: len(body) // 2]

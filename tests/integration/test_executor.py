@@ -25,7 +25,7 @@ from edge_agent.journal import Journal
 from edge_agent.slots import SLOTS, Slots
 from edge_agent.telemetry.recorder import Recorder
 from tests.conftest import eventually
-from tests.integration.release_desk import DEVICE, MODEL, ReleaseDesk, fails_on, recalibrated
+from tests.integration.release_desk import DEVICE, MODEL, ONNX_FILE, ReleaseDesk, fails_on, recalibrated
 
 PLENTY = 10**12
 
@@ -395,8 +395,8 @@ async def test_a_damaged_slot_is_noticed_at_start_and_fetched_again(
         for order, (version, data) in enumerate((("1", one), ("2", two)), 1):
             await device.executor.accept(desk.order(desk.release(version, data)))
             await device.finished(order)
-        slot = next(slot for slot in SLOTS if device.slots.model_path(MODEL, slot).read_bytes() == two)
-        path = device.slots.model_path(MODEL, slot)
+        paths = [device.slots.path(MODEL, slot, ONNX_FILE) for slot in SLOTS]
+        path = next(path for path in paths if path.read_bytes() == two)
     path.write_bytes(two[:-1] + b"!")
     desk.faults[digest_of(two)] = "missing"
     async with device_at(tmp_path, desk) as device:

@@ -16,7 +16,7 @@ from common.ids import ModelName, Version
 from common.wire import UpdateReport
 from edge_agent.journal import AcceptedOrder, Journal
 from edge_agent.update import Installed, ModelState, Quarantined, Stage, Tally
-from tests.property.update_world import target_of
+from tests.property.update_world import WAYS, target_of
 
 MODEL = ModelName("kinds")
 GOLDEN = Path(__file__).parents[1] / "golden/journal/state-1.json"
@@ -49,24 +49,31 @@ def full_state() -> ModelState:
     """A state with everything in it."""
     ref = ArtifactRef(digest_of(b"model"), 5)
     installed = Installed(
-        slot="a", version=Version("1"), variant="default", artifact=ref, manifest=ref, activated_at=2.0
+        slot="a",
+        version=Version("1"),
+        variant="default",
+        files={"model.onnx": ref, "weights.bin": ref},
+        onnx_file="model.onnx",
+        manifest=ref,
+        activated_at=2.0,
     )
     return ModelState(
         model=MODEL,
         stage=Stage.FETCHING,
         order=7,
-        target=target_of(2, 7, base=1),
+        target=target_of(2, 7, base=1, ways=WAYS, max_bytes=9000, on_exceed="fail"),
         traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01",
         installed=installed,
         previous=installed,
-        tally=Tally(strategy="delta", transport="mqtt", bytes_transferred=9, resumed_bytes=1),
+        tally=Tally(strategy="delta", transport="mqtt", downloads={ref.digest: 9}, resumed_bytes=1),
         attempt=2,
         redownloads=1,
         strikes=1,
-        patch_refused="patch not used",
+        refused=(digest_of(b"patch"),),
+        refusal="patch not used: it is damaged",
         trouble="unavailable: no network",
         started_at=3.0,
-        quarantine=(Quarantined(artifact=ref.digest, version=Version("0"), order=3, reason="unhealthy"),),
+        quarantine=(Quarantined(files=ref.digest, version=Version("0"), order=3, reason="unhealthy"),),
         last_update=UpdateReport(generation=6, version=Version("1"), outcome="succeeded"),
     )
 

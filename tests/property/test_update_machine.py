@@ -7,14 +7,17 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from common.wire import DesiredModel
+from common.wire import DesiredModel, OnExceed
 from edge_agent.slots import SLOTS
 from edge_agent.update import Slot, Stage, step
 from edge_agent.update import events as ev
 from edge_agent.update.machine import MOVES
-from tests.property.update_world import MUTANTS, Machine, World, target_of
+from tests.property.update_world import MUTANTS, WAYS, Machine, World, target_of
 
 VERSIONS = st.integers(1, 3)
+BUDGETS = (None, None, 50, 400, 1200, 2150)
+"""In bytes: for any way, nothing, offers alone, one whole file, and both but no byte twice."""
+ON_EXCEED: tuple[OnExceed, ...] = ("defer", "fail")
 OUTCOMES = ("good", "good", "good", "transient", "wrong", "manifest", "refused", "unhealthy", "quiet")
 FAST = settings(
     max_examples=200,
@@ -37,10 +40,19 @@ class Updates(RuleBasedStateMachine):
         self.world = World(type(self).machine)
         self.orders = 0
 
-    @rule(version=VERSIONS, base=st.none() | VERSIONS)
-    def a_newer_order(self, version: int, base: int | None) -> None:
+    @rule(
+        version=VERSIONS,
+        base=st.none() | VERSIONS,
+        ways=st.sets(st.sampled_from(WAYS)),
+        budget=st.sampled_from(BUDGETS),
+        on_exceed=st.sampled_from(ON_EXCEED),
+    )
+    def a_newer_order(
+        self, version: int, base: int | None, ways: set[str], budget: int | None, on_exceed: OnExceed
+    ) -> None:
         self.orders += 1
-        order_to(self.world, target_of(version, self.orders, base=base))
+        target = target_of(version, self.orders, base=base, ways=ways, max_bytes=budget, on_exceed=on_exceed)
+        order_to(self.world, target)
 
     @precondition(lambda self: self.orders > 0)
     @rule(data=st.data(), version=VERSIONS)
@@ -57,6 +69,10 @@ class Updates(RuleBasedStateMachine):
     def all_goes_well_for_a_while(self) -> None:
         for _ in range(4):
             self.world.finish_work("good")
+
+    @rule()
+    def a_poll_is_answered(self) -> None:
+        self.world.look_again()
 
     @rule()
     def withdrawn(self) -> None:
@@ -111,6 +127,17 @@ def order_to(world: World, target: DesiredModel) -> None:
     world.happen(lambda at: ev.Ordered(at=at, target=target))
 
 
+def any_target(order: int, chance: random.Random) -> DesiredModel:
+    return target_of(
+        chance.randint(1, 3),
+        order,
+        base=chance.choice([None, 1, 2, 3]),
+        ways=[way for way in WAYS if chance.random() < 0.5],
+        max_bytes=chance.choice(BUDGETS),
+        on_exceed=chance.choice(ON_EXCEED),
+    )
+
+
 def walk(world: World, chance: random.Random) -> None:
     """A random life of a device, troubles first, then none."""
     orders = 0
@@ -120,9 +147,11 @@ def walk(world: World, chance: random.Random) -> None:
             world.finish_work(chance.choice(OUTCOMES))
         elif draw < 0.8:
             orders += 1
-            order_to(world, target_of(chance.randint(1, 3), orders, base=chance.choice([None, 1, 2, 3])))
+            order_to(world, any_target(orders, chance))
         elif draw < 0.88 and orders:
             order_to(world, target_of(chance.randint(1, 3), chance.randint(1, orders)))
+        elif draw < 0.89:
+            world.look_again()
         elif draw < 0.9:
             world.happen(lambda at: ev.Withdrawn(at=at))
         elif draw < 0.92:

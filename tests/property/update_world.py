@@ -1,24 +1,41 @@
 """A simulated device around the real update machine: a disk, a process that may die anywhere, a network that may fail.
 
 The world carries effects out as the executor does (save, then act) and dies after a chosen number of small steps. It
-keeps its own books (what is on the disk, what was proven, what failed under which order), so that the invariants in
-`check` do not take the machine's word. `MUTANTS` are machines that are wrong on purpose: each breaks one invariant.
+keeps its own books (what is on the disk, what crossed the network, what was proven, what failed under which order), so
+that the invariants in `check` do not take the machine's word. `MUTANTS` are machines that are wrong on purpose: each
+breaks one invariant.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
 
 from msgspec.structs import replace
 
 from common.artifact import ArtifactRef, digest_of
-from common.delta import CODECS
 from common.ids import Digest, ModelName, Version
-from common.wire import DesiredModel, PatchOffer
-from edge_agent.update import Installed, ModelState, Slot, Stage, step
+from common.wire import DesiredFile, DesiredModel, OnExceed, PartsOffer, PatchOffer
+from edge_agent.update import (
+    FromHeld,
+    FromParts,
+    FromPatches,
+    Installed,
+    ModelState,
+    Slot,
+    Sources,
+    Stage,
+    Tally,
+    step,
+    wanted_downloads,
+)
 from edge_agent.update import events as ev
+from edge_agent.update.choice import Local, Plan, TooDear, choose, downloads, possible_downloads
 from edge_agent.update.outcomes import REDOWNLOADS_MAX, STRIKES_MAX, Step
+from edge_agent.update.state import files_of, fingerprint
 
 MODEL = ModelName("kinds")
+CODEC = "known.1"
+WAYS = ("patch", "chain", "parts")
 Machine = Callable[[ModelState, ev.Event], Step]
 
 
@@ -26,27 +43,50 @@ class Died(Exception):
     """The process is gone."""
 
 
-def ref_of(text: str) -> ArtifactRef:
-    return ArtifactRef(digest_of(text.encode()), 1000)
+@cache
+def ref_of(text: str, size: int = 1000) -> ArtifactRef:
+    return ArtifactRef(digest_of(text.encode()), size)
 
 
-def target_of(version: int, order: int, *, base: int | None = None) -> DesiredModel:
-    """An order for release `version`, with a patch from `base` on offer."""
-    offers = (
-        ()
-        if base is None
-        else (PatchOffer(ref_of(f"model {base}").digest, ArtifactRef(digest_of(b"patch"), 10), CODECS[0]),)
-    )
+def target_of(
+    version: int,
+    order: int,
+    *,
+    base: int | None = None,
+    ways: Collection[str] = ("patch",),
+    max_bytes: int | None = None,
+    on_exceed: OnExceed = "defer",
+) -> DesiredModel:
+    """An order for release `version`, with offers of these `ways` from the ONNX file of release `base`.
+
+    A release has two files; releases 1 and 3 share their weights.
+    """
+    patches, parts = ((), ()) if base is None else _offers(version, base, ways)
+    model = DesiredFile(name="model.onnx", artifact=ref_of(f"model {version}"), patches=patches, parts=parts)
     return DesiredModel(
         model=MODEL,
         version=Version(str(version)),
         variant="default",
-        manifest=ref_of(f"manifest {version}"),
-        artifact=ref_of(f"model {version}"),
-        patches=offers,
+        manifest=ref_of(f"manifest {version}", 100),
+        files=(model, DesiredFile(name="weights.bin", artifact=ref_of(f"weights {version % 2}"))),
         order=order,
         probation_s=10.0,
+        max_bytes=max_bytes,
+        on_exceed=on_exceed,
     )
+
+
+def _offers(version: int, base: int, ways: Collection[str]) -> tuple[tuple[PatchOffer, ...], tuple[PartsOffer, ...]]:
+    old, new, middle = ref_of(f"model {base}"), ref_of(f"model {version}"), ref_of(f"between {base} and {version}")
+    patches: dict[str, list[PatchOffer]] = {
+        "patch": [PatchOffer(old.digest, new, ref_of(f"patch {base} {version}", 30), CODEC)],
+        "chain": [
+            PatchOffer(old.digest, middle, ref_of(f"first {base} {version}", 10), CODEC),
+            PatchOffer(middle.digest, new, ref_of(f"second {base} {version}", 10), CODEC),
+        ],
+    }
+    parts = PartsOffer(old.digest, ref_of(f"index {base}", 20), ref_of(f"index {version}", 20), 300)
+    return tuple(offer for way in ways for offer in patches.get(way, [])), (parts,) if "parts" in ways else ()
 
 
 class World:
@@ -55,7 +95,11 @@ class World:
     def __init__(self, machine: Machine = step) -> None:
         self._machine = machine
         self.journal = ModelState(model=MODEL)
-        self.disk: dict[Slot, Digest] = {}
+        self.disk: dict[Slot, Mapping[str, ArtifactRef]] = {}
+        self.downloads: Counter[Digest] = Counter()
+        """What is on the disk of each download."""
+        self.useless: set[Digest] = set()
+        """Offers that are damaged, for good."""
         self.serving: Digest | None = None
         self.fallback: Digest | None = None
         self.pending: ev.Effect | None = None
@@ -66,7 +110,15 @@ class World:
         self.convicted: dict[Digest, int] = {}
         self.wrong_downloads: Counter[float] = Counter()
         self.deaths: Counter[float] = Counter()
-        """Both by the moment at which the update began."""
+        """By the moment at which the update began, as all of these."""
+        self.moved: Counter[float] = Counter()
+        """Bytes that crossed the network and are or were on the disk."""
+        self.wasted: Counter[float] = Counter()
+        """Bytes that crossed the network and were thrown away."""
+        self.too_dear: set[float] = set()
+        """Updates that had to fail because they did not fit their budget."""
+        self.budgets: dict[Digest, int | None] = {}
+        """The budget in the newest order for these files."""
         self.unloadable: set[Digest] = set()
         """What the engine of this device refuses (any more)."""
         self.arrows: set[tuple[Stage, type[ev.Event], Stage]] = set()
@@ -79,10 +131,12 @@ class World:
         """One event and what follows from it at once; the process may die on the way and comes back."""
         self.now += 1.0
         convicted, wrong, proven = dict(self.convicted), self.wrong_downloads.copy(), set(self.proven)
+        wasted, too_dear = self.wasted.copy(), set(self.too_dear)
         try:
             event = make(self.now)
             if self.fuse == 0:  # it dies before it can write down what happened: nobody will ever know
                 self.convicted, self.wrong_downloads, self.proven = convicted, wrong, proven
+                self.wasted, self.too_dear = wasted, too_dear
             self._handle(event)
         except Died:
             self.die()
@@ -96,14 +150,15 @@ class World:
             self._convict()
         self.fuse = self.serving = self.fallback = self.pending = None
         previous = self.journal.previous
-        if previous is not None and self.disk.get(previous.slot) != previous.artifact.digest:
+        self._sweep()
+        if previous is not None and self.disk.get(previous.slot) != previous.files:
             self._handle(ev.SlotLost(at=self.now, slot=previous.slot))
         self.happen(lambda at: ev.Restarted(at=at, clean=clean))
 
     def rot(self, slot: Slot) -> None:
-        """A slot's files go bad on the disk, and the program is started anew."""
+        """One of a slot's files goes bad on the disk, and the program is started anew."""
         if slot in self.disk:
-            self.disk[slot] = Digest("rotten")
+            self.disk[slot] = {**self.disk[slot], "weights.bin": ref_of("rotten")}
             self.die(clean=True)
 
     def change_engine(self, version: int) -> None:
@@ -117,25 +172,25 @@ class World:
         if effect is not None:
             self.happen(lambda at: self._end_of(effect, outcome, at))
 
+    def look_again(self) -> None:
+        """A poll was answered while nothing is under way."""
+        if self.journal.stage is Stage.FETCHING and self.pending is None:
+            self.happen(lambda at: ev.RetryDue(at=at))
+
     def _end_of(self, effect: ev.Effect, outcome: str, at: float) -> ev.Event:
         target = self.journal.target
         assert target is not None
+        if isinstance(effect, ev.Fetch):
+            return self._fetch(effect.target, outcome, at)
         if outcome == "transient" and not isinstance(effect, ev.Wait | ev.Watch | ev.Probe):
             return ev.Interrupted(at=at, code="unavailable", detail="the network is down")
         match effect:
             case ev.Wait():
                 return ev.RetryDue(at=at)
-            case ev.Fetch(source=source):
-                if outcome == "manifest":
-                    self._convict()
-                    return ev.ManifestRefused(at=at, code="integrity_failure", detail="")
-                if outcome == "wrong":
-                    return self._wrong(source, at)
-                return ev.Fetched(at=at, source=source)
-            case ev.Build(source=source, slot=slot):
-                if outcome == "wrong":
-                    return self._wrong(source, at)
-                return self._build(target, slot, at)
+            case ev.Build(sources=sources, slot=slot):
+                if outcome == "wrong" or self._useless(sources):
+                    return self._wrong(target, sources, at) or self._lost(target, sources, at)
+                return self._build(target, sources, slot, at)
             case ev.Warm():
                 if outcome == "refused" or target.artifact.digest in self.unloadable:
                     self._convict()
@@ -148,26 +203,114 @@ class World:
             case _:
                 raise AssertionError(effect)
 
-    def _build(self, target: DesiredModel, slot: Slot, at: float) -> ev.Event:
+    def _fetch(self, target: DesiredModel, outcome: str, at: float) -> ev.WorkEnded:
+        """As the executor does it: choose with what is on the disk, and tell what crossed the network."""
+        plan, told = self._plan(target), self.journal.tally
+        if isinstance(plan, TooDear):
+            if target.on_exceed == "fail":
+                self.too_dear.add(self.journal.started_at)
+            event: ev.WorkEnded = ev.OverBudget(at=at, needs=plan.needs, budget=plan.budget)
+        else:
+            event = self._follow(plan, target, outcome, at)
+        uncounted = told.uncounted(self._here(target))
+        return replace(event, spent=event.spent.plus(Tally(downloads=uncounted)))
+
+    def _follow(self, plan: Plan, target: DesiredModel, outcome: str, at: float) -> ev.WorkEnded:
+        held = self._held()
+        for name, size in downloads(target, plan.sources).items():  # the manifest first
+            missing = size - self.downloads[name] if name not in held else 0
+            if outcome == "manifest":
+                self._convict()
+                self._download(name, missing)
+                return ev.ManifestRefused(at=at, code="integrity_failure", detail="")
+            if outcome == "transient":
+                self._download(name, missing // 2)
+                return ev.Interrupted(at=at, code="unavailable", detail="the network is down")
+            self._download(name, missing)
+        if outcome == "wrong" or self._useless(plan.sources):
+            return self._wrong(target, plan.sources, at) or ev.Fetched(at=at, sources=plan.sources)
+        return ev.Fetched(at=at, sources=plan.sources)
+
+    def _plan(self, target: DesiredModel) -> Plan | TooDear:
+        here, told = self._here(target), self.journal.tally
+        spent = told.bytes_transferred + sum(told.uncounted(here).values())
+        return choose(target, Local(self._held(), (CODEC,), here, spent, frozenset(self.journal.refused)))
+
+    def _held(self) -> frozenset[Digest]:
+        releases = [release for release in (self.journal.installed, self.journal.previous) if release is not None]
+        return frozenset(ref.digest for release in releases for ref in (*release.files.values(), release.manifest))
+
+    def _here(self, target: DesiredModel) -> dict[Digest, int]:
+        return {name: self.downloads[name] for name in possible_downloads(target) if self.downloads[name]}
+
+    def _download(self, name: Digest, size: int) -> None:
+        target = self.journal.target
+        assert target is not None
+        self.downloads[name] += size
+        self.moved[self.journal.started_at] += size
+        budget = self.budgets[fingerprint(target)]
+        spent = self.moved[self.journal.started_at] + self.wasted[self.journal.started_at]
+        assert not size or budget is None or spent <= budget, "more was downloaded than the order allows"
+
+    def _build(self, target: DesiredModel, sources: Sources, slot: Slot, at: float) -> ev.Event:
         installed = self.journal.installed
         assert installed is None or slot != installed.slot, "the installed release's slot was written"
-        self.disk[slot] = target.artifact.digest
+        self._check_sources(target, sources)
+        self.disk[slot] = files_of(target)
         candidate = Installed(
             slot=slot,
             version=target.version,
             variant=target.variant,
-            artifact=target.artifact,
+            files=files_of(target),
+            onnx_file=target.files[0].name,
             manifest=target.manifest,
         )
         return ev.Built(at=at, candidate=candidate)
 
-    def _wrong(self, source: object, at: float) -> ev.Event:
-        if type(source).__name__ == "FromPatch":
-            return ev.PatchUnusable(at=at, detail="wrong base")
-        if type(source).__name__ == "FromHeld":
-            return ev.Interrupted(at=at, code="io_error", detail="")
+    def _check_sources(self, target: DesiredModel, sources: Sources) -> None:
+        """Everything that the files are made of must be here."""
+        on_disk = {ref.digest for files in self.disk.values() for ref in files.values()}
+        needed = set(downloads(target, sources)) - self._held()
+        assert all(self.downloads[name] for name in needed), "a file is made from what was never downloaded"
+        for file, source in zip(target.files, sources, strict=True):
+            match source:
+                case FromHeld():
+                    assert file.artifact.digest in on_disk, "a file is copied from a slot that does not have it"
+                case FromPatches(offers):
+                    assert offers[0].base in on_disk, "a patch is applied to what is not here"
+                case FromParts(offer):
+                    assert offer.base in on_disk, "parts are copied from what is not here"
+
+    def _useless(self, sources: Sources) -> bool:
+        return any(offer in self.useless for source in sources for offer in _offers_of(source))
+
+    def _wrong(self, target: DesiredModel, sources: Sources, at: float) -> ev.WorkEnded | None:
+        """Something of these sources turns out wrong: an offer if there is one, else a whole file."""
+        offers = [offer for source in sources for offer in _offers_of(source)]
+        if offers:
+            worst = next((offer for offer in offers if offer in self.useless), offers[0])
+            self.useless.add(worst)
+            return ev.OfferUnusable(at=at, offer=worst, detail="wrong base")
+        whole = downloads(target, sources).keys() & {file.artifact.digest for file in target.files}
+        if not whole:
+            return None
+        name = min(whole)
+        began, size = self.journal.started_at, self.downloads.pop(name)
+        # Bytes that nobody has counted yet are told now, for their file is gone.
+        told = self.journal.tally.downloads.get(name, 0)
+        self.moved[began] -= size
+        self.wasted[began] += size
         self._count_wrong()
-        return ev.Corrupted(at=at, detail="")
+        return ev.Corrupted(at=at, detail="", spent=Tally(downloads={name: max(0, size - told)}))
+
+    def _lost(self, target: DesiredModel, sources: Sources, at: float) -> ev.Event:
+        """A slot that a file should be copied from has gone bad."""
+        (name, ref), *_ = (
+            (file.name, file.artifact) for file, way in zip(target.files, sources, strict=True) if way == FromHeld()
+        )
+        slot = next(slot for slot, files in self.disk.items() if ref in files.values())
+        self.disk[slot] = {**self.disk[slot], name: ref_of("rotten")}
+        return ev.SlotLost(at=at, slot=slot)
 
     def _count_wrong(self) -> None:
         began = self.journal.started_at
@@ -183,13 +326,14 @@ class World:
             return event("inconclusive")
         assert self.journal.target is not None
         self.proven.add(self.journal.target.artifact.digest)
-        self.convicted.pop(self.journal.target.artifact.digest, None)
+        self.convicted.pop(fingerprint(self.journal.target), None)
         return event("pass")
 
     def _convict(self) -> None:
         target = self.journal.target
         assert target is not None
-        self.convicted[target.artifact.digest] = max(self.convicted.get(target.artifact.digest, 0), target.order)
+        files = fingerprint(target)
+        self.convicted[files] = max(self.convicted.get(files, 0), target.order)
 
     # What the executor does.
 
@@ -198,7 +342,13 @@ class World:
             # Nothing proven to go back to: the candidate is better than nothing.
             self.proven.add(self.journal.candidate.artifact.digest if self.journal.candidate else Digest(""))
         self._burn()
+        if isinstance(event, ev.Ordered):
+            self.budgets[fingerprint(event.target)] = event.target.max_bytes
+        asked = self.journal.target
         state, effects = self._machine(self.journal, event)
+        if isinstance(event, ev.OverBudget):
+            same = [e for e in effects if isinstance(e, ev.Wait) or (isinstance(e, ev.Fetch) and e.target == asked)]
+            assert not same, "it asks again and again"
         if state.stage is not self.journal.stage:
             self.arrows.add((self.journal.stage, type(event), state.stage))
         self.journal = state
@@ -215,7 +365,7 @@ class World:
     def _act(self, effect: ev.Effect) -> None:
         match effect:
             case ev.Serve(installed=installed):
-                if self.disk.get(installed.slot) != installed.artifact.digest:
+                if self.disk.get(installed.slot) != installed.files:
                     self._handle(ev.SlotLost(at=self.now, slot=installed.slot))
                 elif installed.artifact.digest in self.unloadable:
                     if self.journal.stage is Stage.IDLE:
@@ -242,9 +392,9 @@ class World:
 
     def _begin(self, effect: ev.Effect) -> None:
         if isinstance(effect, ev.Fetch):
-            convicted = self.convicted.get(effect.target.artifact.digest, -1)
+            convicted = self.convicted.get(fingerprint(effect.target), -1)
             assert convicted < effect.target.order, "a release that failed is tried again without a newer order"
-        if isinstance(effect, ev.Warm) and self.disk.get(effect.candidate.slot) != effect.candidate.artifact.digest:
+        if isinstance(effect, ev.Warm) and self.disk.get(effect.candidate.slot) != effect.candidate.files:
             self._count_wrong()
             self._handle(ev.SlotLost(at=self.now, slot=effect.candidate.slot))
             return
@@ -253,7 +403,12 @@ class World:
     def _tidy(self) -> None:
         state = self.journal
         named = {release.slot for release in (state.installed, state.candidate, state.previous) if release is not None}
-        self.disk = {slot: digest for slot, digest in self.disk.items() if slot in named}
+        self.disk = {slot: files for slot, files in self.disk.items() if slot in named}
+        self._sweep()
+
+    def _sweep(self) -> None:
+        wanted = wanted_downloads(self.journal)
+        self.downloads = Counter({name: size for name, size in self.downloads.items() if name in wanted})
 
     # What must hold.
 
@@ -262,7 +417,7 @@ class World:
         state = self.journal
         for release in (state.installed, state.candidate):
             if release is not None:
-                assert self.disk.get(release.slot) == release.artifact.digest, "the journal names an incomplete slot"
+                assert self.disk.get(release.slot) == release.files, "the journal names an incomplete slot"
         if state.installed is not None:
             assert self.serving is not None, "there is an installed release and nothing answers"
             assert state.installed.artifact.digest in self.proven, "a release was installed that did not prove itself"
@@ -271,23 +426,30 @@ class World:
         assert state.order >= self._orders_seen, "the order went back"
         self._orders_seen = state.order
         if state.stage is Stage.FAILED and state.target is not None:
-            assert state.target.artifact.digest in self.convicted, "a transient trouble became a verdict"
+            justified = state.started_at in self.too_dear or fingerprint(state.target) in self.convicted
+            assert justified, "a transient trouble became a verdict"
         began = state.started_at
         assert self.wrong_downloads[began] <= REDOWNLOADS_MAX + 1, "wrong bytes are fetched without end"
         if state.stage in {Stage.WARMING, Stage.SWITCHING, Stage.PROBATION}:
             assert self.deaths[began] < STRIKES_MAX, "the program dies over a candidate without end"
 
     def settle(self) -> None:
-        """All troubles end; then every update must end too."""
+        """All troubles end; then every update must end too, or wait for a cheaper way if its order wants that."""
+        self.look_again()
         for _ in range(60):
             if self.pending is None:
                 break
             self.finish_work("good")
         state = self.journal
+        if self.pending is None and state.stage is Stage.FETCHING and state.target is not None:
+            dear = state.target.on_exceed == "defer" and isinstance(self._plan(state.target), TooDear)
+            assert dear, "the update waits and need not"
+            assert "waiting for a cheaper way" in state.trouble
+            return
         assert state.stage in {Stage.IDLE, Stage.FAILED, Stage.RETIRED}, f"the update hangs in {state.stage}"
         if state.stage is Stage.IDLE and state.target is not None:
             assert state.installed is not None
-            assert state.installed.artifact == state.target.artifact, "the device settled on something else"
+            assert state.installed.files == files_of(state.target), "the device settled on something else"
             assert self.serving == state.target.artifact.digest
 
 
@@ -342,6 +504,32 @@ def _serves_nothing_after_a_restart(state: ModelState, event: ev.Event) -> Step:
     return after, tuple(effect for effect in effects if not isinstance(effect, ev.Serve))
 
 
+def _forgets_what_it_spent(state: ModelState, event: ev.Event) -> Step:
+    return step(replace(state, tally=Tally()), event)
+
+
+def _breaks_the_budget_silently(state: ModelState, event: ev.Event) -> Step:
+    if isinstance(event, ev.OverBudget) and state.target is not None:
+        state, event = replace(state, target=replace(state.target, max_bytes=None)), ev.RetryDue(at=event.at)
+    return step(state, event)
+
+
+def _asks_again_at_once(state: ModelState, event: ev.Event) -> Step:
+    after, effects = step(state, event)
+    return after, ((*effects, ev.Wait(attempt=0)) if isinstance(event, ev.OverBudget) else effects)
+
+
+def _fails_where_it_should_wait(state: ModelState, event: ev.Event) -> Step:
+    if isinstance(event, ev.OverBudget) and state.target is not None:
+        after, effects = step(replace(state, target=replace(state.target, on_exceed="fail")), event)
+        return replace(after, target=state.target), effects
+    return step(state, event)
+
+
+def _forgets_what_it_refused(state: ModelState, event: ev.Event) -> Step:
+    return step(replace(state, refused=()), event)
+
+
 MUTANTS: tuple[Machine, ...] = (
     _overwrites_the_installed_slot,
     _trusts_before_probation,
@@ -353,4 +541,19 @@ MUTANTS: tuple[Machine, ...] = (
     _condemns_for_a_broken_network,
     _gives_up_waiting,
     _serves_nothing_after_a_restart,
+    _forgets_what_it_spent,
+    _breaks_the_budget_silently,
+    _asks_again_at_once,
+    _fails_where_it_should_wait,
+    _forgets_what_it_refused,
 )
+
+
+def _offers_of(source: object) -> tuple[Digest, ...]:
+    """The names under which what a source is made of is refused."""
+    match source:
+        case FromPatches(offers):
+            return tuple(offer.patch.digest for offer in offers)
+        case FromParts(offer):
+            return (offer.index.digest,)
+    return ()
