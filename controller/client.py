@@ -24,8 +24,11 @@ import msgspec
 
 from common import errors
 from common.artifact import ArtifactRef, Hasher
+from common.artifact.external import data_files
+from common.artifact.onnx_io import read_signature
 from common.backoff import Backoff
 from common.errors import FerryError, NotFound, Unavailable
+from common.filesource import FileSource
 from common.ids import Digest, ReleaseRef, parse_model_name, parse_version
 from controller.resources import (
     BlobView,
@@ -54,6 +57,8 @@ T = TypeVar("T")
 
 ATTEMPTS_MAX = 4
 TIMEOUT_S = 30.0
+PUBLISH_TIMEOUT_S = 1800.0
+"""The controller reads and hashes all files before it answers."""
 STREAM_SILENCE_S = 60.0
 """An event stream that says nothing for this long (it sends a comment every few seconds) is taken for broken."""
 UPLOAD_BYTES = 256 * 1024
@@ -118,26 +123,30 @@ class FerryClient:
     def publish(
         self, model: str, version: str, variants: Mapping[str, Path], on_progress: Progress | None = None
     ) -> tuple[ReleaseView, bool]:
-        """Upload files and make the release `model@version`; whether it is new. `Conflict` if it has other bytes."""
-        references = {name: reference_of(file) for name, file in variants.items()}
+        """Upload files and make the release `model@version`; whether it is new. `Conflict` if it has other bytes.
+
+        `variants` are ONNX files by variant; the files beside them that they keep weights in are found and sent too.
+        """
+        builds = {name: build_of(file, f"variants.{name}") for name, file in variants.items()}
+        references = {path: reference_of(path) for paths in builds.values() for path in paths}
         request = PublishRelease(
             model=parse_model_name(model),
             version=parse_version(version),
-            variants={name: {variants[name].name: artifact.digest} for name, artifact in references.items()},
+            variants={name: {path.name: references[path].digest for path in paths} for name, paths in builds.items()},
         )
         total = sum(artifact.size for artifact in references.values())
         done = 0
-        for name, artifact in references.items():
+        for path, artifact in references.items():
             if self._find_blob(artifact.digest) is None:
-                self._send_blob(variants[name], artifact, _part_of(on_progress, done, total))
+                self._send_blob(path, artifact, _part_of(on_progress, done, total))
             done += artifact.size
             if on_progress:
                 on_progress(done, total)
         try:
             return self._publish(request)
         except NotFound:  # a blob that was here has been collected as garbage meanwhile
-            for name, artifact in references.items():
-                self._send_blob(variants[name], artifact, None)
+            for path, artifact in references.items():
+                self._send_blob(path, artifact, None)
             return self._publish(request)
 
     def releases(self, model: str | None = None) -> Iterator[ReleaseView]:
@@ -270,7 +279,9 @@ class FerryClient:
         return msgspec.json.decode(response.content, type=BlobView)
 
     def _publish(self, request: PublishRelease) -> tuple[ReleaseView, bool]:
-        response = self._send("POST", "/v1/releases", body=_json(request), headers=_fresh_key())
+        response = self._send(
+            "POST", "/v1/releases", body=_json(request), headers=_fresh_key(), timeout_s=PUBLISH_TIMEOUT_S
+        )
         return msgspec.json.decode(response.content, type=ReleaseView), response.status_code == httpx.codes.CREATED
 
     def _get(self, path: str, view: type[T], query: Mapping[str, str] | None = None) -> T:
@@ -307,13 +318,15 @@ class FerryClient:
         query: Mapping[str, str] | None = None,
         body: Body | None = None,
         headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
     ) -> httpx.Response:
         """The answer; tried again while the controller does not answer. `body` is called for each attempt."""
+        timeout = httpx.USE_CLIENT_DEFAULT if timeout_s is None else httpx.Timeout(TIMEOUT_S, read=timeout_s)
         for attempt in range(ATTEMPTS_MAX):
             content = body() if body else None
             try:
                 response = self._http.request(
-                    method, path, params=query, content=content, headers=self._traced(headers or {})
+                    method, path, params=query, content=content, headers=self._traced(headers or {}), timeout=timeout
                 )
             except httpx.TransportError as error:
                 if attempt + 1 == ATTEMPTS_MAX:
@@ -336,6 +349,25 @@ class FerryClient:
         return Unavailable(f"no answer from {self.url}: {reason}", fix=fix)
 
 
+def build_of(model: Path, field: str) -> list[Path]:
+    """The ONNX file `model` and the files beside it that it keeps weights in, the model first.
+
+    `InvalidInput` when it is no ONNX file, or names a file that is not there.
+    """
+    try:
+        with FileSource(model) as source:
+            names = data_files(read_signature(source).external)
+    except errors.InvalidInput as error:
+        raise errors.InvalidInput(error.message, field=f"{field}.{model.name}", fix=error.fix) from error
+    except OSError as error:
+        raise _unreadable(model, error) from error
+    for name in names:
+        if not (model.parent / name).is_file():
+            fix = f"copy {name} into {model.parent}, or save the model again with all its weights"
+            raise errors.InvalidInput(f"the weights in {name!r} are not beside the model", field=field, fix=fix)
+    return [model, *(model.parent / name for name in names)]
+
+
 def reference_of(file: Path) -> ArtifactRef:
     """The name of the bytes in `file`, read in pieces; `InvalidInput` when it cannot be read."""
     hasher = Hasher()
@@ -344,9 +376,12 @@ def reference_of(file: Path) -> ArtifactRef:
             while chunk := source.read(UPLOAD_BYTES):
                 hasher.update(chunk)
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise errors.InvalidInput(f"cannot read {file}: {reason}", field="file") from error
+        raise _unreadable(file, error) from error
     return ArtifactRef(hasher.digest(), hasher.size)
+
+
+def _unreadable(file: Path, error: OSError) -> FerryError:
+    return errors.InvalidInput(f"cannot read {file}: {error.strerror or type(error).__name__}", field="file")
 
 
 def error_of(response: httpx.Response) -> FerryError:
@@ -400,4 +435,4 @@ def _segment(name: str) -> str:
     return quote(name, safe="")
 
 
-__all__ = ["FerryClient", "Progress", "error_of", "reference_of"]
+__all__ = ["FerryClient", "Progress", "build_of", "error_of", "reference_of"]

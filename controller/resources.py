@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from common import ids
-from common.artifact.manifest import VARIANTS_MAX, ArtifactRef, ReleaseManifest
+from common.artifact.manifest import FILES_PER_VARIANT_MAX, VARIANTS_MAX, ArtifactRef, ReleaseManifest
 from common.ids import DeviceId, Digest, ModelName, Version
 from common.trust import PublicKey
 from common.wire import Capabilities, Heartbeat, ReportedState
@@ -53,6 +53,9 @@ GivenVersion = Annotated[Version, _described(ids.VERSION)]
 GivenDigest = Annotated[Digest, _described(ids.DIGEST)]
 LabelKey = Annotated[str, _described(ids.LABEL_KEY)]
 LabelValue = Annotated[str, Meta(extra_json_schema={"maxLength": ids.LABEL_VALUE_CHARS_MAX})]
+GivenFiles = Annotated[
+    dict[str, GivenDigest], Meta(extra_json_schema={"minProperties": 1, "maxProperties": FILES_PER_VARIANT_MAX})
+]
 Labels = Annotated[dict[LabelKey, LabelValue], Meta(extra_json_schema={"maxProperties": ids.LABELS_MAX})]
 
 RolloutAction = Literal["approve", "pause", "resume", "advance", "abort", "rollback", "retry"]
@@ -144,11 +147,15 @@ class BlobView(View, frozen=True, kw_only=True):
 
 
 class PublishRelease(Request, frozen=True, kw_only=True):
-    """A release made of blobs that were uploaded before: variant -> file name -> digest."""
+    """A release made of blobs that were uploaded before: variant -> file name -> digest.
+
+    A variant is one ONNX file, whose name ends in `.onnx` if it has company, and exactly the files that it keeps
+    weights in (external data), under the names that it knows them by.
+    """
 
     model: GivenModel
     version: GivenVersion
-    variants: Annotated[dict[str, dict[str, GivenDigest]], Meta(min_length=1, max_length=VARIANTS_MAX)]
+    variants: Annotated[dict[str, GivenFiles], Meta(min_length=1, max_length=VARIANTS_MAX)]
 
 
 class ReleaseView(View, frozen=True, kw_only=True):

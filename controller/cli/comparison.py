@@ -1,12 +1,13 @@
 """Two releases side by side: pure, from what the API says of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
 from common.artifact import ArtifactRef, TensorSpec, Variant
 from controller.cli.output import share, size
 from controller.resources import PatchView, ReleaseView
+from controller.rollouts.patching import counterparts
 
 
 class TensorChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,15 +19,22 @@ class TensorChange(msgspec.Struct, frozen=True, kw_only=True):
     new: TensorSpec | None
 
 
-class VariantComparison(msgspec.Struct, frozen=True, kw_only=True):
-    """One variant in both releases; None where it does not exist. `patches` lead from the old file to the new."""
+class FileComparison(msgspec.Struct, frozen=True, kw_only=True):
+    """One file in both releases; None where it does not exist. `patches` lead from the old bytes to the new."""
 
-    variant: str
+    file: str
     old: ArtifactRef | None
     new: ArtifactRef | None
     identical: bool
-    tensors: tuple[TensorChange, ...]
     patches: tuple[PatchView, ...]
+
+
+class VariantComparison(msgspec.Struct, frozen=True, kw_only=True):
+    """One variant in both releases. A file is compared with the one that plays the same part, whatever its name."""
+
+    variant: str
+    files: tuple[FileComparison, ...]
+    tensors: tuple[TensorChange, ...]
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,10 +55,11 @@ def compare(old: ReleaseView, new: ReleaseView, patches: Iterable[PatchView]) ->
 
 def comparison_rows(comparison: Comparison) -> list[list[str]]:
     """A table of files: sizes, digests, patches."""
-    rows = [["VARIANT", comparison.old, comparison.new, "FILE", "PATCH"]]
+    rows = [["VARIANT", "FILE", comparison.old, comparison.new, "BYTES", "PATCH"]]
     for one in comparison.variants:
-        verdict = "identical" if one.identical else "changed"
-        rows.append([one.variant, _file(one.old), _file(one.new), verdict, _patches(one)])
+        for file in one.files:
+            verdict = "identical" if file.identical else "changed"
+            rows.append([one.variant, file.file, _file(file.old), _file(file.new), verdict, _patches(file)])
     return rows
 
 
@@ -68,12 +77,9 @@ def _compare_variant(
     name: str, olds: dict[str, Variant], news: dict[str, Variant], patches: Sequence[PatchView]
 ) -> VariantComparison:
     old, new = olds.get(name), news.get(name)
-    old_file, new_file = old.artifact if old else None, new.artifact if new else None
     return VariantComparison(
         variant=name,
-        old=old_file,
-        new=new_file,
-        identical=old_file == new_file,
+        files=tuple(_compare_files(old, new, patches)),
         tensors=tuple(
             change
             for kind, before, after in (
@@ -82,12 +88,32 @@ def _compare_variant(
             )
             for change in _changes(kind, before, after)
         ),
-        patches=tuple(
-            patch
-            for patch in patches
-            if old_file and new_file and (patch.base, patch.target) == (old_file.digest, new_file.digest)
-        ),
     )
+
+
+def _compare_files(old: Variant | None, new: Variant | None, patches: Sequence[PatchView]) -> Iterator[FileComparison]:
+    olds, news = (_in_order(build) if build else {} for build in (old, new))
+    pairs = counterparts(new, old) if old and new else {}
+    names = [(name, pairs.get(name)) for name in news] + [(None, name) for name in olds if name not in pairs.values()]
+    for new_name, old_name in names:
+        before = olds[old_name] if old_name else None
+        after = news[new_name] if new_name else None
+        yield FileComparison(
+            file=new_name or old_name or "",
+            old=before,
+            new=after,
+            identical=before == after,
+            patches=tuple(
+                patch
+                for patch in patches
+                if before and after and (patch.base, patch.target) == (before.digest, after.digest)
+            ),
+        )
+
+
+def _in_order(build: Variant) -> dict[str, ArtifactRef]:
+    """The files, the ONNX file first."""
+    return {name: build.files[name] for name in (build.model, *sorted(build.files.keys() - {build.model}))}
 
 
 def _changes(kind: str, before: Sequence[TensorSpec], after: Sequence[TensorSpec]) -> list[TensorChange]:
@@ -108,7 +134,7 @@ def _tensor(tensor: TensorSpec | None) -> str:
     return f"{tensor.datatype} {list(tensor.shape)}" if tensor else "-"
 
 
-def _patches(one: VariantComparison) -> str:
+def _patches(one: FileComparison) -> str:
     if one.identical:
         return "none needed"
     ready = [patch.patch for patch in one.patches if patch.patch is not None]

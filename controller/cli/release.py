@@ -32,7 +32,10 @@ def release() -> None:
 @click.option("--variant", "variants", multiple=True, metavar="NAME=FILE", help="A build for a kind of device.")
 @connected
 def publish(ferry: "FerryClient", output: Output, name: str, file: Path | None, variants: tuple[str, ...]) -> None:
-    """Upload FILE (the variant `default`) and publish it as NAME@VERSION, for good."""
+    """Upload FILE (the variant `default`) and publish it as NAME@VERSION, for good.
+
+    Files beside it that it keeps weights in (external data) are found and belong to the release.
+    """
     ref, files = ReleaseRef.parse(name), parse_variants(file, variants)
     with _upload_progress(str(ref)) as progress:
         view, created = ferry.publish(ref.model, ref.version, files, progress)
@@ -56,8 +59,8 @@ def show(ferry: "FerryClient", output: Output, name: str) -> None:
     view = ferry.release(ReleaseRef.parse(name))
     output.item(view, _COLUMNS, lambda one: one.name)
     if output.is_table:
-        click.echo()
-        click.echo(table(_tensor_rows(view)))
+        click.echo("\n" + table(_file_rows(view)))
+        click.echo("\n" + table(_tensor_rows(view)))
 
 
 @release.command("stats")
@@ -78,7 +81,7 @@ def diff(ferry: "FerryClient", output: Output, old: str, new: str) -> None:
     from controller.cli.comparison import compare, comparison_rows, tensor_rows
 
     before, after = (ferry.release(ReleaseRef.parse(name)) for name in (old, new))
-    targets = {variant.artifact.digest for variant in after.manifest.variants.values()}
+    targets = {file.digest for variant in after.manifest.variants.values() for file in variant.files.values()}
     patches = [patch for target in sorted(targets) for patch in ferry.patches(target)]
     comparison = compare(before, after, patches)
     if not output.is_table:
@@ -112,18 +115,25 @@ _STATS = {
 _COLUMNS = {
     "RELEASE": lambda one: one.name,
     "VARIANTS": lambda one: ",".join(one.manifest.variants),
-    "SIZE": lambda one: ",".join(size(variant.artifact.size) for variant in one.manifest.variants.values()),
+    "SIZE": lambda one: ",".join(size(variant.size) for variant in one.manifest.variants.values()),
     "PUBLISHED": lambda one: when(one.published_at),
     "BY": lambda one: one.published_by,
 }
 
 
-def _tensor_rows(view: "ReleaseView") -> list[list[str]]:
-    rows = [["VARIANT", "FILE", "TENSOR", "TYPE", "SHAPE"]]
+def _file_rows(view: "ReleaseView") -> list[list[str]]:
+    rows = [["VARIANT", "FILE", "SIZE", "DIGEST"]]
     for name, variant in view.manifest.variants.items():
-        (file,) = variant.files
+        for file in (variant.model, *sorted(variant.files.keys() - {variant.model})):
+            rows.append([name, file, size(variant.files[file].size), variant.files[file].digest])
+    return rows
+
+
+def _tensor_rows(view: "ReleaseView") -> list[list[str]]:
+    rows = [["VARIANT", "TENSOR", "TYPE", "SHAPE"]]
+    for name, variant in view.manifest.variants.items():
         for kind, tensors in (("in", variant.inputs), ("out", variant.outputs)):
-            rows += [[name, file, f"{kind} {one.name}", one.datatype, str(list(one.shape))] for one in tensors]
+            rows += [[name, f"{kind} {one.name}", one.datatype, str(list(one.shape))] for one in tensors]
     return rows
 
 

@@ -10,7 +10,7 @@ from common.errors import InvalidInput
 from common.ids import ReleaseRef
 from controller.cli.connection import connected
 from controller.cli.output import Output, share, size, table, when
-from controller.cli.values import duration, parse_phases
+from controller.cli.values import byte_count, duration, parse_phases
 from controller.rollouts.model import OnFailure, PhaseSpec, RolloutSpec
 
 if TYPE_CHECKING:
@@ -40,6 +40,14 @@ def _spec_options(command: Any) -> Any:
             click.option("--probation", type=duration, help="Each device watches itself this long."),
             click.option("--silence", type=duration, help="A device silent for so long after the swap has failed."),
             click.option("--straggler", type=duration, help="Do not wait longer for devices that have not begun."),
+            click.option(
+                "--max-bytes", type=byte_count, metavar="SIZE", help="Move no more to each device, e.g. 200kB or 5MB."
+            ),
+            click.option(
+                "--on-exceed",
+                type=click.Choice(["defer", "fail"]),
+                help="A device that cannot keep to --max-bytes waits for a cheaper way, or fails (default defer).",
+            ),
             click.option("--max-failures", type=int, metavar="N", help="Failed devices that a phase tolerates."),
             click.option(
                 "--max-failures-percent", type=float, metavar="P", help="The same as a share of resolved ones."
@@ -154,6 +162,8 @@ def spec_of(
     probation: float | None,
     silence: float | None,
     straggler: float | None,
+    max_bytes: int | None,
+    on_exceed: str | None,
     max_failures: int | None,
     max_failures_percent: float | None,
     on_failure: str | None,
@@ -175,10 +185,14 @@ def spec_of(
         "probation_s": probation,
         "silence_s": silence,
         "straggler_s": straggler,
+        "max_bytes": max_bytes,
+        "on_exceed": on_exceed,
         "on_failure": OnFailure(on_failure) if on_failure else None,
         "error_budget": _replaced(base.error_budget, budget) if any(budget.values()) else None,
     }
     spec = _replaced(base, changes)
+    if spec.on_exceed == "fail" and spec.max_bytes is None:
+        raise InvalidInput("needs --max-bytes", field="on_exceed", fix="say how many bytes are too many")
     return msgspec.structs.replace(spec, phases=_approved_one_by_one(spec.phases)) if approve_each else spec
 
 
@@ -200,7 +214,8 @@ def _watch(ferry: "FerryClient", output: Output, name: str) -> None:
 
 
 def _plan_rows(preview: "Preview") -> list[list[str]]:
-    rows = [["PHASE", "DEVICES", "ONLINE", "UNCHANGED", "PATCH", "FULL", "UNDECIDED", "UNFIT", "BYTES", "OF FULL"]]
+    numbered = ["DEVICES", "ONLINE", "UNCHANGED", "PATCH", "FULL", "UNDECIDED", "UNFIT", "OVER BUDGET"]
+    rows = [["PHASE", *numbered, "BYTES", "OF FULL"]]
     for phase in preview.phases:
         numbers = (
             phase.devices,
@@ -210,10 +225,11 @@ def _plan_rows(preview: "Preview") -> list[list[str]]:
             phase.full,
             phase.undecided,
             phase.unfit,
+            phase.over_budget,
         )
         cost = [size(phase.bytes), share(phase.bytes, phase.full_bytes)]
         rows.append([str(phase.index + 1), *map(str, numbers), *cost])
-    sums = [str(preview.devices), str(preview.online), *["" for _ in range(5)]]
+    sums = [str(preview.devices), str(preview.online), *["" for _ in numbered[2:]]]
     rows.append(["all", *sums, size(preview.bytes), share(preview.bytes, preview.full_bytes)])
     return rows
 

@@ -1,4 +1,4 @@
-"""What people type, as values: durations, labels, phases, `NAME=FILE`. Wrong input is refused by name."""
+"""What people type, as values: durations, sizes, labels, phases, `NAME=FILE`. Wrong input is refused by name."""
 
 import re
 from collections.abc import Iterable
@@ -10,7 +10,11 @@ from common.errors import InvalidInput
 from controller.rollouts.model import PhaseSpec
 
 SECONDS_OF = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+BYTES_OF = {
+    "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30,
+}  # fmt: skip
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]{0,3})")
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)(%?)")
 
 
@@ -20,6 +24,14 @@ def duration(text: str) -> float:
     if match is None:
         raise click.BadParameter(f"{text!r} is not a duration; write for example 90s, 10m, 2h or 1d")
     return float(match[1]) * SECONDS_OF[match[2]]
+
+
+def byte_count(text: str) -> int:
+    """Bytes, from a number with kB, MB, GB (powers of 1000), KiB, MiB, GiB or nothing behind it; a click type."""
+    match = _SIZE.fullmatch(text.strip().lower())
+    if match is None or match[2] not in BYTES_OF:
+        raise click.BadParameter(f"{text!r} is not a number of bytes; write for example 200kB, 1.5MB or 64MiB")
+    return int(float(match[1]) * BYTES_OF[match[2]])
 
 
 def parse_labels(texts: Iterable[str], *, removable: bool = False) -> dict[str, str | None]:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common.artifact import digest_of
@@ -12,6 +13,7 @@ from common.ids import DeviceId, Digest, ModelName, Version
 from common.wire import TelemetryWindow
 from controller.store.port import Patch, Transaction
 from tests.integration.api_peer import ApiPeer, serving, tiny_model
+from tests.small_models import save_with_data
 
 
 @pytest.fixture
@@ -59,6 +61,28 @@ async def test_a_file_that_is_not_onnx_is_refused(api: ApiPeer) -> None:
     assert (reply.status, problem["code"]) == (400, "invalid_input")
     assert problem["field"].startswith("variants.default")
     assert (await api.ask("GET", "/v1/releases/detector/1.0.0")).status == 404
+
+
+async def test_a_model_is_published_with_the_files_that_it_names_and_no_others(api: ApiPeer, tmp_path: Path) -> None:
+    model, data = save_with_data(tmp_path / "m", np.ones(50_000, np.float32))
+    files = {path.name: await api.upload(path.read_bytes()) for path in (model, data)}
+    release = {"model": "detector", "version": "1", "variants": {"default": files}}
+    published = await api.ask("POST", "/v1/releases", json=release)
+    assert published.status == 201
+    variant = published.json()["manifest"]["variants"]["default"]
+    assert {name: file["digest"] for name, file in variant["files"].items()} == files
+    for spoiled in ({model.name: files[model.name]}, {**files, "more.data": files[data.name]}):
+        reply = await api.ask("POST", "/v1/releases", json={**release, "version": "2", "variants": {"v": spoiled}})
+        assert (reply.status, reply.problem()["field"]) == (400, "variants.v")
+        assert reply.problem()["fix"]
+
+
+@pytest.mark.parametrize("name", ["../m.onnx", "/etc/m.onnx", "a/m.onnx", "..", ".m.onnx", "m.onnx\n", ""])
+async def test_a_file_name_that_leads_elsewhere_is_refused(api: ApiPeer, name: str) -> None:
+    files = {name: await api.upload(tiny_model())}
+    release = {"model": "detector", "version": "1", "variants": {"default": files}}
+    reply = await api.ask("POST", "/v1/releases", json=release)
+    assert (reply.status, reply.problem()["field"]) == (400, "variants.default")
 
 
 @pytest.mark.parametrize(

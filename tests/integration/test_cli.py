@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -22,12 +23,14 @@ from common.errors import Conflict, InvalidInput, NotFound, Unavailable
 from common.ids import ReleaseRef
 from common.wire import JoinString
 from controller.cli import cli
+from controller.cli.output import size
 from controller.cli.watching import views
 from controller.client import FerryClient
 from controller.resources import CreateJoinToken
 from controller.rollouts.model import RolloutSpec
 from controller.store.port import Event
 from tests.integration.api_peer import ApiPeer, serving_in_thread, tiny_model
+from tests.small_models import save_with_data
 
 Ferry = Callable[..., Result]
 
@@ -79,6 +82,33 @@ def test_publishing_says_what_happened_and_again_is_no_error(ferry: Ferry, tmp_p
     assert "segmenter@1.0.0 is published" in first.stderr
     assert "same bytes" in again.stderr
     assert "default,int8" in first.stdout
+
+
+def test_the_files_beside_a_model_that_it_keeps_weights_in_are_published_with_it(ferry: Ferry, tmp_path: Path) -> None:
+    weights = np.ones(50_000, np.float32)
+    model, data = save_with_data(tmp_path / "m", weights)
+    published = ferry("release", "publish", "translator@1", model, "-o", "json")
+    assert published.exit_code == 0, published.stderr
+    variant = json.loads(published.stdout)["manifest"]["variants"]["default"]
+    assert (variant["model"], sorted(variant["files"])) == ("model.onnx", ["model.onnx", "model.onnx.data"])
+    assert variant["files"]["model.onnx.data"]["size"] == data.stat().st_size
+    shown = ferry("release", "show", "translator@1").stdout
+    assert size(model.stat().st_size + data.stat().st_size) in shown
+    assert "model.onnx.data" in shown
+    other, _ = save_with_data(tmp_path / "n", 2 * weights)
+    assert ferry("release", "publish", "translator@2", other).exit_code == 0
+    lines = ferry("release", "diff", "translator@1", "translator@2").stdout.splitlines()
+    assert [line.split()[1] for line in lines[1:3]] == ["model.onnx", "model.onnx.data"]
+    assert ["identical" in line for line in lines[1:3]] == [True, False]
+
+
+def test_a_model_without_its_data_is_refused_before_anything_is_sent(ferry: Ferry, tmp_path: Path) -> None:
+    model, data = save_with_data(tmp_path / "m", np.ones(10, np.float32))
+    data.unlink()
+    refused = ferry("release", "publish", "translator@3", model)
+    assert refused.exit_code == 2
+    assert "'model.onnx.data' are not beside the model" in refused.stderr
+    assert "fix: copy model.onnx.data into" in refused.stderr
 
 
 def test_publishing_other_bytes_under_the_same_version_ends_with_4(ferry: Ferry, tmp_path: Path) -> None:
@@ -180,7 +210,8 @@ def test_two_releases_are_compared_by_file_and_tensor(ferry: Ferry) -> None:
     same = ferry("release", "diff", "detector@1.0.0", "detector@1.0.0").stdout
     assert "changed" in as_text
     assert "inputs and outputs are the same" in as_text
-    assert variant["old"]["digest"] != variant["new"]["digest"]
+    (file,) = variant["files"]
+    assert file["old"]["digest"] != file["new"]["digest"]
     assert "identical" in same
 
 
@@ -212,6 +243,17 @@ def test_a_rollout_is_created_steered_and_watched_to_its_end(ferry: Ferry, fleet
     assert "paused" in watched.stdout.splitlines()[0]
     assert "aborted" in watched.stdout.splitlines()[-1]
     assert ferry("rollout", "resume", rollout).exit_code == 4
+
+
+def test_a_byte_budget_is_planned_with_and_kept_in_the_rollout(ferry: Ferry) -> None:
+    options = ("detector@1.0.0", "--max-bytes", "0.1kB", "--on-exceed", "fail", "-o", "json")
+    preview = json.loads(ferry("rollout", "plan", *options).stdout)
+    assert [phase["over_budget"] for phase in preview["phases"]] == [preview["devices"]]
+    assert "OVER BUDGET" in ferry("rollout", "plan", "detector@1.0.0").stdout
+    spec = json.loads(ferry("rollout", "create", *options).stdout)["spec"]
+    assert (spec["max_bytes"], spec["on_exceed"]) == (100, "fail")
+    alone = ferry("rollout", "plan", "detector@1.0.0", "--on-exceed", "fail")
+    assert (alone.exit_code, "--max-bytes" in alone.stderr) == (2, True)
 
 
 def test_a_rollout_is_followed_also_where_no_event_stream_gets_through(

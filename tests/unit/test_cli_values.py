@@ -4,6 +4,7 @@ from io import StringIO
 
 import click
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
 from common.artifact import ArtifactRef, ReleaseManifest, TensorSpec, Variant, digest_of
@@ -12,7 +13,7 @@ from common.ids import DeviceId, ModelName, ReleaseRef, Version
 from controller.api.views import rollout_view
 from controller.cli.comparison import compare, comparison_rows, tensor_rows
 from controller.cli.output import share, size, table
-from controller.cli.values import duration, parse_labels, parse_phases
+from controller.cli.values import byte_count, duration, parse_labels, parse_phases
 from controller.cli.watching import picture, summary
 from controller.resources import PatchView, ReleaseView, RolloutAction
 from controller.rollouts import commands
@@ -47,6 +48,20 @@ def release(version: str, file: bytes, outputs: tuple[TensorSpec, ...], variant:
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("1.5h", 5400), ("10 m", 600), ("2d", 172_800), ("0s", 0)])
 def test_durations(text: str, seconds: float) -> None:
     assert duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("7", 7), ("200kB", 200_000), ("1.5 mb", 1_500_000), ("2GB", 2_000_000_000), ("64KiB", 65_536), ("1 B", 1)],
+)
+def test_byte_counts(text: str, count: int) -> None:
+    assert byte_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1k", "kB", "1 kBs", "1e3", "1,5MB"])
+def test_what_is_no_byte_count_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="not a number of bytes"):
+        byte_count(text)
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1w", "h", "1h30m"])
@@ -100,17 +115,31 @@ def test_two_releases_differ_by_file_tensor_and_variant() -> None:
     unrelated = PatchView(base=digest_of(b"other"), target=target, codec="c.1", state="pending", created_at=0)
     comparison = compare(old, new, [known, unrelated])
     (variant,) = comparison.variants
-    assert variant.patches == (known,)
-    assert comparison_rows(comparison)[1][3:] == ["changed", "1 B (20.0 %)"]
+    assert variant.files[0].patches == (known,)
+    assert comparison_rows(comparison)[1][4:] == ["changed", "1 B (20.0 %)"]
     assert tensor_rows(comparison)[1:] == [["default", "out y", "FP32 [-1, 2]", "FP32 [-1, 3]"]]
 
 
 def test_a_variant_that_only_one_release_has_is_shown() -> None:
     comparison = compare(release("1", b"a", (Y,)), release("2", b"a", (Y,), "int8"), [])
-    assert [(one.variant, one.old is None, one.new is None) for one in comparison.variants] == [
+    assert [(one.variant, one.files[0].old is None, one.files[0].new is None) for one in comparison.variants] == [
         ("default", False, True),
         ("int8", True, False),
     ]
+
+
+def test_files_are_compared_with_those_that_play_the_same_part() -> None:
+    def view(version: str, **files: bytes) -> ReleaseView:
+        plain = release(version, b"", ())
+        references = {name.replace("_", "."): ArtifactRef(digest_of(data), len(data)) for name, data in files.items()}
+        model = next(name for name in references if name.endswith(".onnx"))
+        manifest = replace(plain.manifest, variants={"default": Variant(references, model, (), ())})
+        return replace(plain, manifest=manifest)
+
+    old = view("1", old_data=b"weights", old_onnx=b"graph", zz=b"gone")
+    new = view("2", a_data=b"weights", z_onnx=b"graph 2")
+    rows = comparison_rows(compare(old, new, []))[1:]
+    assert [(row[1], row[4]) for row in rows] == [("z.onnx", "changed"), ("a.data", "identical"), ("zz", "changed")]
 
 
 def test_the_api_offers_exactly_the_actions_that_there_are() -> None:
