@@ -81,25 +81,30 @@ class HttpFetcher:
     async def _read(
         self, response: aiohttp.ClientResponse, partial: Partial, length: int, on_progress: OnProgress
     ) -> None:
-        while length:
-            block = await self._block(response, min(length, self._pace.portion(BLOCK_BYTES)))
-            if not block:
-                raise Unavailable("the download broke off", fix="trying again")
-            await asyncio.to_thread(partial.append, block, "http")
-            length -= len(block)
-            on_progress(partial.moved, partial.total)
-            await self._pace.spend(len(block))
+        broken: Exception | None = None
+        while length and broken is None:
+            block, broken = await self._block(response, min(length, self._pace.portion(BLOCK_BYTES)))
+            if block:
+                await asyncio.to_thread(partial.append, block, "http")
+                length -= len(block)
+                on_progress(partial.moved, partial.total)
+                await self._pace.spend(len(block))
+        if broken is not None:
+            raise broken
 
-    async def _block(self, response: aiohttp.ClientResponse, size: int) -> bytes:
-        """The next `size` bytes, fewer only where the body ends or breaks."""
+    async def _block(self, response: aiohttp.ClientResponse, size: int) -> tuple[bytes, Exception | None]:
+        """The next `size` bytes; fewer only where the body ends or breaks, and then what there is to say about that."""
         block = bytearray()
-        while len(block) < size:
-            async with asyncio.timeout(self._limits.idle_s):
-                piece = await response.content.read(size - len(block))
-            if not piece:
-                break
-            block += piece
-        return bytes(block)
+        try:
+            while len(block) < size:
+                async with asyncio.timeout(self._limits.idle_s):
+                    piece = await response.content.read(size - len(block))
+                if not piece:
+                    return bytes(block), Unavailable("the download broke off", fix="trying again")
+                block += piece
+        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+            return bytes(block), error
+        return bytes(block), None
 
 
 def _range(ref: ArtifactRef, span: Span) -> dict[str, str]:

@@ -88,7 +88,7 @@ class ReleaseDesk:
         weights: Mapping[str, bytes] | None = None,
         **changes: Any,
     ) -> DesiredModel:
-        """The order for `data`, with `weights` beside it, as `version`. Each offer goes to the file that it leads to.
+        """The order for `data`, with `weights` beside it, as `version`. The offers are made for each file.
 
         `manifest_of` lets the manifest speak of other bytes.
         """

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper, save_model
+from onnx.external_data_helper import set_external_data
 
 from common.artifact import TensorSpec
 from common.clock import SystemClock
@@ -22,6 +23,7 @@ MODEL = ModelName("adder")
 X = (TensorSpec("x", "FP32", (-1, 4)),)
 Y = (TensorSpec("y", "FP32", (-1, 4)),)
 OPSET, IR_VERSION = 17, 8
+WEIGHTS_FILE = "weights.bin"
 
 
 def adder(path: Path, number: int) -> Path:
@@ -69,6 +71,29 @@ def renamed_output(path: Path) -> Path:
         helper.make_node("Gather", ["table", "index"], ["z"]),
     ]
     return _save(path, nodes, [table], output="z")
+
+
+def weighted(folder: Path, number: float, shift: float, tensors: int = 8) -> tuple[bytes, bytes]:
+    """y = x + number + shift: an ONNX file that holds `number`, and beside it weights whose last tensor is `shift`.
+
+    The other tensors are random and always the same, 64 KiB each; nothing reads them.
+    """
+    folder.mkdir(exist_ok=True)
+    (folder / WEIGHTS_FILE).unlink(missing_ok=True)  # the onnx package would append to it
+    chance = np.random.default_rng(1)
+    fillers = [chance.standard_normal(16384, np.float32) for _ in range(tensors)]
+    constants = [numpy_helper.from_array(np.array([number], np.float32), "number")]
+    external = [numpy_helper.from_array(values, f"w{at}") for at, values in enumerate(fillers)]
+    external.append(numpy_helper.from_array(np.full(16384, shift, np.float32), "shift"))
+    for tensor in external:
+        set_external_data(tensor, WEIGHTS_FILE)
+    nodes = [
+        helper.make_node("ReduceMax", ["shift"], ["most"], keepdims=0),
+        helper.make_node("Add", ["x", "number"], ["sum"]),
+        helper.make_node("Add", ["sum", "most"], ["y"]),
+    ]
+    path = _save(folder / "model.onnx", nodes, [*constants, *external])
+    return path.read_bytes(), (folder / WEIGHTS_FILE).read_bytes()
 
 
 def _save(

@@ -1,93 +1,20 @@
 """What a device goes through from order to running model, with real files, HTTP, ONNX Runtime and patches."""
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from common.artifact import digest_of
-from common.backoff import Backoff
-from common.clock import SystemClock
 from common.trust import Signer
-from common.wire import ReportedModel, UpdateReport
-from edge_agent.executor import Executor, Parts, UpdateLimits
-from edge_agent.fetch import FetchLimits, make_fetcher, open_session
-from edge_agent.inference.ort import OrtEngine
-from edge_agent.inference.serving import ModelServer
-from edge_agent.journal import Journal
-from edge_agent.slots import SLOTS, Slots
-from edge_agent.telemetry.recorder import Recorder
+from edge_agent.slots import SLOTS
 from tests.conftest import eventually
+from tests.integration.agent_bench import PLENTY, Device, device_at
 from tests.integration.release_desk import DEVICE, MODEL, ONNX_FILE, ReleaseDesk, fails_on, recalibrated
-
-PLENTY = 10**12
-
-
-class Device:
-    """An agent's inside, without the programs around it."""
-
-    def __init__(self, folder: Path, desk: ReleaseDesk, free: Callable[[], int] = lambda: PLENTY) -> None:
-        self.journal = Journal(folder / "journal.db")
-        self.slots = Slots(folder, free=lambda _: free())
-        clock = SystemClock()
-        self.server = ModelServer(OrtEngine(), Recorder(clock.now()), clock, workers=2)
-        self.session = open_session("token")
-        self.executor = Executor(
-            Parts(
-                journal=self.journal,
-                slots=self.slots,
-                fetcher=make_fetcher(desk.url, self.session, None, FetchLimits(), clock),
-                server=self.server,
-                clock=clock,
-                chance=random.Random(1),
-                keys=desk.keys,
-                changed=lambda: None,
-                limits=UpdateLimits(health_s=0.05, backoff=Backoff(base_s=0.05, cap_s=0.1)),
-            ),
-            DEVICE,
-        )
-
-    async def stop(self) -> None:
-        await self.executor.stop()
-        await self.server.close()
-        await self.session.close()
-        self.journal.close()
-
-    async def die(self) -> None:
-        """End as a killed process does: nothing is said to the journal."""
-        await asyncio.gather(*(lane.stop() for lane in self.executor._lanes.values()))
-        await self.server.close()
-        await self.session.close()
-        self.journal.close()
-
-    @property
-    def model(self) -> ReportedModel | None:
-        return next((entry for entry in self.executor.standing().models if entry.model == MODEL), None)
-
-    async def finished(self, order: int) -> UpdateReport:
-        """The report of the update that `order` began."""
-
-        def over() -> UpdateReport | None:
-            update = self.model.last_update if self.model else None
-            return update if update and update.generation == order else None
-
-        await eventually(over, f"order {order} is finished")
-        update = over()
-        assert update
-        return update
-
-    async def ask(self, token: int = 7) -> tuple[str, bool]:
-        """The version that answered an input full of `token`, and whether the answer was finite."""
-        feeds = {"bytes": np.full((1, 2048), token, np.int32)}
-        answer = await self.server.infer(MODEL, None, feeds)
-        return answer.version, bool(np.isfinite(answer.outputs["target_label"]).all())
 
 
 @pytest.fixture
@@ -96,16 +23,6 @@ async def desk() -> AsyncIterator[ReleaseDesk]:
     await desk.start()
     yield desk
     await desk.stop()
-
-
-@asynccontextmanager
-async def device_at(folder: Path, desk: ReleaseDesk, free: Callable[[], int] = lambda: PLENTY) -> AsyncIterator[Device]:
-    device = Device(folder, desk, free)
-    await device.executor.start()
-    try:
-        yield device
-    finally:
-        await device.stop()
 
 
 async def test_a_first_release_is_fetched_whole_and_a_small_change_as_a_patch(
