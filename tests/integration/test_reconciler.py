@@ -34,7 +34,8 @@ from controller.rollouts.model import (
     RolloutSpec,
     RolloutState,
 )
-from controller.store.port import Order, Release, Transaction
+from controller.rollouts.ways import update_bytes
+from controller.store.port import Order, Patch, Release, Transaction
 from controller.store.sql import SqlStore, open_store
 from tests.simulation.device import CAPABILITIES, Flaw, SimulatedDevice
 
@@ -58,13 +59,38 @@ class SteppingClock:
         return self.time
 
 
+class ThriftyDevice(SimulatedDevice):
+    """A device that keeps to the byte budget of its order, and looks at what each newer order offers."""
+
+    def follow(self, desired: DesiredState) -> None:
+        super().follow(desired)
+        renewed = next((model for model in desired.models if self.target and model.order == self.target.order), None)
+        self.target = renewed or self.target
+
+    def step(self, now: float, transfer_broke: bool = False) -> None:
+        if self.target is None or self.entry is None or self.entry.phase != "fetching" or not self.over_budget():
+            super().step(now, transfer_broke)
+        elif self.target.on_exceed == "defer":
+            self.entry = replace(self.entry, detail="waits for a cheaper way")
+        else:
+            self._finish("failed", now)
+            assert self.entry.last_update is not None
+            self.entry = replace(self.entry, last_update=replace(self.entry.last_update, reason="over_budget"))
+
+    def over_budget(self) -> bool:
+        assert self.target is not None
+        held = frozenset(self.report(0).held)
+        needed = update_bytes(self.target.files, self.target.manifest, held)
+        return self.target.max_bytes is not None and needed > self.target.max_bytes
+
+
 class Harbour:
     """The store, the fleet, and what the broker was given. `trouble` makes `publish` raise that many times."""
 
     def __init__(self, store: SqlStore, clock: SteppingClock, flaws: dict[Version, Flaw]) -> None:
         self.store = store
         self.clock = clock
-        self.fleet = {name: SimulatedDevice(name, flaws) for name in DEVICES}
+        self.fleet = {name: ThriftyDevice(name, flaws) for name in DEVICES}
         self.published: list[Order] = []
         self.retained: dict[DeviceId, DesiredState] = {}
         self.trouble = 0
@@ -135,8 +161,18 @@ class Harbour:
         for patch in tx.patches.pending(100):
             tx.patches.put(replace(patch, state="not_worth"))
 
+    def orders_of(self, version: Version) -> list[DesiredState]:
+        """Everything that was published and names this version."""
+        orders = map(decode_order, self.published)
+        return [order for order in orders if any(model.version == version for model in order.models)]
+
     def _present(self) -> list[SimulatedDevice]:
         return [device for device in self.fleet.values() if device.id not in self.away]
+
+
+def ready_patch(base: Version, target: Version, patch: ArtifactRef) -> Patch:
+    old, new = (digest_of(version.encode()) for version in (base, target))
+    return Patch(base=old, target=new, codec=CODECS[0], state="ready", created_at=0, patch=patch)
 
 
 def _publish(tx: Transaction, versions: Iterable[Version], now: float) -> None:
@@ -288,6 +324,36 @@ async def test_devices_wait_for_patches_that_could_serve_them(store: SqlStore) -
     await world.reconciler.reconcile()
     (offer,) = decode_order(world.published[-1]).models[0].files[0].patches
     assert (offer.base, offer.patch, offer.codec) == (digest_of(b"1"), ready, CODECS[0])
+
+
+async def test_devices_that_would_exceed_their_budget_wait_until_there_is_a_cheaper_way(store: SqlStore) -> None:
+    world = await harbour(store)
+    spec = RolloutSpec(release=ReleaseRef(MODEL, V2), max_bytes=500)
+    preview = await store.read(lambda tx: preview_rollout(tx, spec, salt="s", now=world.clock.now()))
+    assert [phase.over_budget for phase in preview.phases] == [len(DEVICES)]
+    await world.create(max_bytes=500)
+    for _ in range(10):
+        await world.turn()
+    assert (await world.rollout()).state is RolloutState.RUNNING
+    executions = await store.read(lambda tx: tx.rollouts.executions("r1"))
+    assert {(one.state, one.detail) for one in executions} == {(ExecutionState.IN_PROGRESS, "waits for a cheaper way")}
+    assert len(world.orders_of(V2)) == len(DEVICES), "they were told once, while there was nothing new to say"
+
+    patch = ArtifactRef(digest_of(b"patch"), 150)
+    await store.write(lambda tx: tx.artifacts.put(patch, 0))
+    await store.write(lambda tx: tx.patches.put(ready_patch(V1, V2, patch)))
+    await world.until(RolloutState.SUCCEEDED)
+    assert all(device.running == V2 for device in world.fleet.values())
+    assert len(world.orders_of(V2)) == 2 * len(DEVICES)
+    assert len({(order.device, order.models[0].order) for order in world.orders_of(V2)}) == len(DEVICES)
+
+
+async def test_devices_that_may_not_wait_fail_when_they_would_exceed_their_budget(store: SqlStore) -> None:
+    world = await harbour(store)
+    await world.create(max_bytes=500, on_exceed="fail", phases=PHASES)
+    rollout = await world.until(RolloutState.ROLLED_BACK)
+    assert "over_budget" in rollout.reason
+    assert all(device.running == V1 for device in world.fleet.values())
 
 
 async def test_a_preview_counts_devices_and_bytes_and_writes_nothing(store: SqlStore) -> None:
