@@ -1,5 +1,6 @@
 """Weights in files beside the model: found wherever they are named, and only plain names inside the files pass."""
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +8,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from common.artifact import digest_of
 from common.artifact.external import ExternalTensor, data_files, data_spans
 from common.artifact.manifest import FILES_PER_VARIANT_MAX
 from common.artifact.onnx_io import GRAPHS_DEEP_MAX, OnnxSignature, read_signature
+from common.artifact.parts import cut
 from common.artifact.protobuf import Span
 from common.artifact.source import BytesSource
 from common.errors import InvalidInput
 from common.filesource import FileSource
+from controller.registry.inspection import inspect_build
 from tests.small_models import model_bytes
 
 SIZE = 10_000
@@ -64,6 +68,26 @@ def test_graphs_inside_one_another_without_end_are_refused() -> None:
         graph = _field(1, _field(5, _field(6, graph)))  # the onnx package itself cannot nest so deep
     with pytest.raises(InvalidInput, match="inside one another"):
         read_signature(BytesSource(model_bytes() + _field(7, graph)))
+
+
+def test_data_of_more_than_two_gigabytes_is_placed_without_being_read(tmp_path: Path) -> None:
+    whole = 3 * 2**30
+    with (tmp_path / "w.data").open("wb") as data:
+        data.truncate(whole)
+    last = whole - 4 * 100_000
+    tensors = [external("first", "w.data"), external("last", "w.data", offset=str(last), length="400000")]
+    (tmp_path / "m.onnx").write_bytes(model_bytes(initializers=tensors))
+    paths = {name: tmp_path / name for name in ("m.onnx", "w.data")}
+    names = {digest_of(name.encode()): path for name, path in paths.items()}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    build = inspect_build(
+        "default", {path.name: digest for digest, path in names.items()}, lambda digest, _field: names[digest]
+    )
+    assert build.variant.size == whole + paths["m.onnx"].stat().st_size
+    spans = build.tensors[digest_of(b"w.data")]
+    assert spans == (Span(0, 12), Span(last, whole))
+    assert cut(spans, whole)[-1] == Span(last, whole)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024, "kB: nothing of the file is held"
 
 
 @pytest.mark.parametrize("offset", ["-1", "1e3", "", "٣", "1" * 30])
