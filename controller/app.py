@@ -7,6 +7,7 @@ the other way round; a start that fails half-way stops what had started. Nothing
 import contextlib
 import errno
 import logging
+import os
 import secrets
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +38,7 @@ from controller.identity import claimed_folder, ensure_admin_token, load_signer
 from controller.metrics import Metrics, timing_requests
 from controller.reconciler import Reconciler
 from controller.registry.blobs import LocalBlobs
+from controller.registry.patch_budget import Budget
 from controller.registry.patches import PatchBuilder
 from controller.registry.releases import Releases
 from controller.store.port import Order, Store
@@ -90,7 +92,7 @@ class Controller:
         signer = await load_signer(folder, store)
         self.admin_token_file = await ensure_admin_token(folder, store, self._clock.now())
         blobs = LocalBlobs(_made(folder / "blobs"))
-        patches = PatchBuilder(store, blobs, self._clock)
+        patches = PatchBuilder(store, blobs, self._clock, _patch_budget(settings))
         reconciler = self._reconciler(store, signer, patches, metrics)
         admission = await self._start_broker(folder, store, blobs, reconciler, metrics)
         self._start_loops(store, patches, reconciler, metrics)
@@ -225,6 +227,15 @@ class _Broker(NamedTuple):
     username: str
     password: str
     client_id: str
+
+
+def _patch_budget(settings: Settings) -> Budget:
+    return Budget(
+        workers=settings.patch_workers or max(1, (os.cpu_count() or 1) - 1),
+        cpu_s_per_release=settings.patch_cpu_s_per_release,
+        build_cpu_s_max=settings.patch_build_cpu_s_max,
+        disk_bytes_max=settings.patch_disk_bytes_max,
+    )
 
 
 def _cannot_listen(host: str, port: int, error: OSError) -> FerryError:

@@ -87,6 +87,40 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     reconcile_s: Annotated[
         float, Meta(gt=0, le=60, description="How often rollouts are looked at when nothing happens, in seconds.")
     ] = 1.0
+    patch_workers: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=256,
+            description="How many patches are built at the same time, each by a process of its own with low priority. "
+            "0: one less than this machine has cores, at least 1.",
+        ),
+    ] = 0
+    patch_cpu_s_per_release: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="CPU seconds to spend on all patches to one file of a release. Those from the bases that most "
+            "devices hold are built first; when it is spent, the other devices get the whole file. Patches under way "
+            "then are finished. 0: no patches are built.",
+        ),
+    ] = 3600.0
+    patch_build_cpu_s_max: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="CPU seconds that building one patch may take; one that takes longer has failed. A worker that "
+            "needs four times as long by the clock, and more than a minute, has failed too.",
+        ),
+    ] = 600
+    patch_disk_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Most bytes that all patches may take on the disk. A new one takes the place of less useful "
+            "ones: first those from a base that no device holds, then the oldest to releases that are not current.",
+        ),
+    ] = 20 * 2**30
     events_kept_s: Annotated[
         float, Meta(gt=0, description="How long events and answers to repeated requests are kept, in seconds.")
     ] = 7 * Day

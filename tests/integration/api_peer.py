@@ -29,6 +29,7 @@ from controller.registry.releases import Releases
 from controller.resources import Join, Joined
 from controller.store import open_store
 from controller.store.port import Order, Store
+from tests.integration.patch_bench import PLENTY
 from tests.small_models import model_bytes
 
 BLOB_BYTES_MAX = 4 * 1024 * 1024
@@ -122,7 +123,7 @@ async def serving(folder: Path) -> AsyncIterator[ApiPeer]:
         store=store,
         blobs=blobs,
         releases=Releases(store, blobs, signer, clock),
-        patches=PatchBuilder(store, blobs, clock),
+        patches=PatchBuilder(store, blobs, clock, PLENTY),
         reconciler=reconciler,
         admit=admit,
         signer=signer,

@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
@@ -24,10 +24,8 @@ from common.ids import Digest
 from controller.registry import patch_worker, patches
 from controller.registry.blobs import LocalBlobs
 from controller.registry.patches import PatchBuilder
-from controller.store.port import Patch
+from tests.integration.patch_bench import PLENTY, WITHIN_S, a_worker, ask, building, patch_of, settled, until
 from tests.integration.registry_bench import Bench, open_bench
-
-WITHIN_S = 60.0
 
 
 def recalibrated(model: bytes) -> bytes:
@@ -53,61 +51,6 @@ async def pair(bench: Bench, real_models: tuple[Path, Path]) -> tuple[ArtifactRe
 Pair = tuple[ArtifactRef, ArtifactRef]
 
 
-@contextlib.asynccontextmanager
-async def building(bench: Bench) -> AsyncIterator[PatchBuilder]:
-    builder = PatchBuilder(bench.store, bench.blobs, bench.clock, uniform=lambda: 0.0)
-    running = asyncio.create_task(builder.run())
-    yield builder
-    builder.stop()
-    await running
-
-
-async def ask(bench: Bench, base: ArtifactRef, target: ArtifactRef, codec: str = CODECS[0]) -> Patch:
-    now = bench.clock.now()
-    return await bench.store.write(lambda tx: patches.request(tx, base.digest, target.digest, codec, now))
-
-
-async def patch_of(bench: Bench, base: ArtifactRef, target: ArtifactRef, codec: str = CODECS[0]) -> Patch:
-    patch = await bench.store.read(lambda tx: tx.patches.get(base.digest, target.digest, codec))
-    assert patch is not None
-    return patch
-
-
-async def settled(bench: Bench, base: ArtifactRef, target: ArtifactRef, codec: str = CODECS[0]) -> Patch:
-    """The patch once it is no longer pending."""
-
-    async def done() -> bool:
-        return (await patch_of(bench, base, target, codec)).state != "pending"
-
-    await until(done, "the patch is settled")
-    return await patch_of(bench, base, target, codec)
-
-
-async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not await condition():
-        assert time.monotonic() < deadline, f"did not happen within {WITHIN_S} s: {what}"
-        await asyncio.sleep(0.01)
-
-
-def workers() -> list[psutil.Process]:
-    """The patch workers of this test process that are alive."""
-    found = []
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if patch_worker.__name__ in child.cmdline():
-                found.append(child)
-    return found
-
-
-async def a_worker() -> psutil.Process:
-    async def runs() -> bool:
-        return bool(workers())
-
-    await until(runs, "a worker runs")
-    return workers()[0]
-
-
 async def test_a_patch_rebuilds_its_target_and_is_much_smaller(bench: Bench, pair: Pair) -> None:
     base, target = pair
     await ask(bench, base, target)
@@ -123,8 +66,10 @@ async def test_a_patch_rebuilds_its_target_and_is_much_smaller(bench: Bench, pai
     (event,) = await bench.events("patch.ready")
     assert event.subject == target.digest
     assert event.data == {
-        "base": base.digest, "codec": CODECS[0], "full_size": target.size, "size": patch.patch.size
+        "base": base.digest, "codec": CODECS[0], "full_size": target.size, "size": patch.patch.size,
+        "cpu_s": round(patch.cpu_s, 3),
     }  # fmt: skip
+    assert 0 < patch.cpu_s < WITHIN_S
     assert await bench.row_of(patch.patch) == patch.patch
 
 
@@ -147,7 +92,7 @@ async def test_asking_twice_builds_once(bench: Bench, pair: Pair) -> None:
 
 async def test_a_patch_that_would_save_little_is_not_worth_it_and_leaves_no_bytes(bench: Bench) -> None:
     dice = random.Random(2)
-    base, target = await bench.upload(dice.randbytes(300_000)), await bench.upload(dice.randbytes(300_000))
+    base, target = await bench.upload(dice.randbytes(30_000)), await bench.upload(dice.randbytes(30_000))
     await ask(bench, base, target)
     async with building(bench):
         patch = await settled(bench, base, target)
@@ -230,6 +175,8 @@ def stuck_worker(folder: Path) -> "Iterator[subprocess.Popen[bytes]]":
         target_path=str(folder / "pipe"),
         out=str(folder / "out"),
         bytes_max=1,
+        codec=CODECS[0],
+        cpu_s_max=60,
     )
     command = [sys.executable, "-m", patch_worker.__name__, msgspec.json.encode(order).decode()]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
@@ -299,7 +246,7 @@ async def test_watchers_hear_how_far_a_long_build_is(bench: Bench, pair: Pair, m
 
 async def test_a_builder_that_is_cancelled_in_the_moment_of_a_nudge_ends(bench: Bench) -> None:
     for _ in range(5):
-        builder = PatchBuilder(bench.store, bench.blobs, bench.clock, uniform=lambda: 0.0)
+        builder = PatchBuilder(bench.store, bench.blobs, bench.clock, PLENTY, uniform=lambda: 0.0)
         running = asyncio.create_task(builder.run())
         await asyncio.sleep(0.1)  # long enough to be waiting for a nudge; if not, the cancellation is noticed anyway
         builder.nudge()
