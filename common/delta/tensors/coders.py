@@ -1,0 +1,230 @@
+"""Entropy coders: arrays of integers to bytes and back.
+
+`PCO` is pcodec (Pcodec: Better Compression for Numerical Sequences, Loncaric et al., 2025), whose wrapped format is
+used without its headers. `ZSTD` is for devices on which pcodec cannot be installed. Both take values modulo 2^n of the
+array's width and write them in the fewest bytes that hold them as signed numbers. The reader says how many values it
+wants; the stream has no say in what is allocated.
+
+A stream of no values is empty. Any other begins with a byte `form << 2 | log2(width in bytes)`. The forms: 0 all values
+are the same, one value follows; 1 the values follow, little-endian; 2 one chunk of pcodec in classic mode without delta
+encoding, its metadata (the first byte, always zero, is left out) and its only page; 3 tokens and low bits.
+
+Form 3: a value becomes a natural number by zigzag. Numbers below 8 are tokens themselves; a larger one of b bits is
+token 4 (b - 2) + (the two bits below its highest), and its lowest b - 3 bits, which are close to noise, follow in
+planes. First comes a part, the zstd frame of all tokens, a byte each; then plane j holds bit j of every number that has
+such a low bit, eight to a byte. (The idea is JPEG XL's hybrid integers.)
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import numpy as np
+from backports import zstd
+from numpy.typing import NDArray
+
+from common.delta.tensors.block import ELEMENTS_MAX
+from common.delta.tensors.framing import Payload, part
+from common.errors import IntegrityFailure
+
+try:
+    import pcodec  # type: ignore[import-untyped]
+    from pcodec import wrapped
+except ImportError:  # no wheel for this platform: such a device announces only the codec that needs none
+    pcodec = None
+
+Integers = NDArray[Any]
+
+CONSTANT, PLAIN, PCODEC, TOKENS = range(4)
+
+PCO_LEVEL: Final = 8
+"""Higher levels take up to six times as long for 0.2 %."""
+PCO_HEADER: Final = b"\x04\x01"
+"""The header of pcodec's wrapped format: version 4.1."""
+ZSTD_LEVEL: Final = 19
+WINDOW_LOG: Final = 20
+"""Log2 of the memory a decompressor may take for its window, in bytes."""
+
+
+class Coder(Protocol):
+    """An entropy coder for integers."""
+
+    @property
+    def name(self) -> str: ...
+
+    def pack(self, values: Integers) -> bytes:
+        """Between 0 and `ELEMENTS_MAX` integers of any width as bytes."""
+
+    def unpack(self, data: bytes, count: int, dtype: np.dtype[Any]) -> Integers:
+        """Exactly `count` integers modulo 2^n of `dtype`'s width; anything else is an IntegrityFailure."""
+
+
+class _Pco:
+    name = "pco"
+
+    def __init__(self) -> None:
+        self._config = pcodec.ChunkConfig(
+            compression_level=PCO_LEVEL,
+            delta_spec=pcodec.DeltaSpec.no_op(),
+            mode_spec=pcodec.ModeSpec.classic(),
+            enable_8_bit=True,
+        )
+        self._writer = wrapped.FileCompressor()
+        self._reader, _ = wrapped.FileDecompressor.new(PCO_HEADER)
+
+    def pack(self, values: Integers) -> bytes:
+        return _pack(values, PCODEC, self._chunk)
+
+    def unpack(self, data: bytes, count: int, dtype: np.dtype[Any]) -> Integers:
+        return _unpack(data, count, dtype, PCODEC, self._values)
+
+    def _chunk(self, values: Integers) -> bytes:
+        chunk = self._writer.chunk_compressor(values, self._config)
+        return bytes(chunk.write_meta()[1:] + chunk.write_page(0))
+
+    def _values(self, data: bytes, count: int, dtype: np.dtype[Any]) -> Integers:
+        out = np.empty(count, dtype)
+        try:
+            # The byte that was left out says classic mode, no delta encoding: nothing else can be asked of pcodec,
+            # above all no window or dictionary whose size the stream would choose.
+            chunk, begin = self._reader.chunk_decompressor(b"\0" + data, f"i{8 * dtype.itemsize}")
+            page = data[begin - 1 :]
+            progress, length = chunk.read_page_into(page, count, out)
+        except BaseException as error:
+            # pcodec's panics are no Exception. Everything that is not one is let through.
+            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                raise IntegrityFailure("a pcodec stream in a payload is damaged") from error
+            raise
+        if progress.n_processed != count or not progress.finished or length != len(page):
+            raise IntegrityFailure(f"a pcodec stream in a payload does not hold exactly {count} values")
+        return out
+
+
+class _Zstd:
+    name = "zstd"
+
+    def pack(self, values: Integers) -> bytes:
+        return _pack(values, TOKENS, _pack_tokens)
+
+    def unpack(self, data: bytes, count: int, dtype: np.dtype[Any]) -> Integers:
+        return _unpack(data, count, dtype, TOKENS, _unpack_tokens)
+
+
+PCO: Coder | None = _Pco() if pcodec is not None else None
+ZSTD: Coder = _Zstd()
+
+
+def deflate(data: bytes) -> bytes:
+    """A zstd frame, without the four bytes of magic, of content whose length its reader knows."""
+    options: dict[Any, int] = {
+        zstd.CompressionParameter.compression_level: ZSTD_LEVEL,
+        zstd.CompressionParameter.content_size_flag: 0,
+        zstd.CompressionParameter.checksum_flag: 0,
+    }
+    return zstd.compress(data, options=options)[4:]
+
+
+def inflate(frame: bytes, size: int) -> bytes:
+    """Exactly `size` bytes from a frame of `deflate`: IntegrityFailure."""
+    options: dict[Any, int] = {zstd.DecompressionParameter.window_log_max: WINDOW_LOG}
+    decompressor = zstd.ZstdDecompressor(options=options)
+    try:
+        data = decompressor.decompress(ZSTD_MAGIC + frame, max_length=size + 1)
+    except zstd.ZstdError as error:
+        raise IntegrityFailure("a zstd frame in a payload is damaged") from error
+    if len(data) != size or not decompressor.eof or decompressor.unused_data:
+        raise IntegrityFailure(f"a zstd frame in a payload does not hold exactly {size} bytes")
+    return data
+
+
+ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+
+
+def _pack(values: Integers, form: int, code: Callable[[Integers], bytes]) -> bytes:
+    values = np.ascontiguousarray(values).view(f"<i{values.itemsize}")
+    if not len(values):
+        return b""
+    low, high = int(values.min()), int(values.max())
+    width = _width(low, high)
+    narrow = values.astype(f"<i{width}", copy=False)
+    if low == high:
+        return bytes([CONSTANT << 2 | width.bit_length() - 1]) + narrow[:1].tobytes()
+    coded = code(narrow)
+    if len(coded) >= narrow.nbytes:
+        form, coded = PLAIN, narrow.tobytes()
+    return bytes([form << 2 | width.bit_length() - 1]) + coded
+
+
+def _unpack(
+    data: bytes, count: int, dtype: np.dtype[Any], form: int, decode: Callable[[bytes, int, np.dtype[Any]], Integers]
+) -> Integers:
+    if not 0 <= count <= ELEMENTS_MAX:
+        raise IntegrityFailure(f"{count} values in one stream exceed the limits of the format")
+    if not count and not data:
+        return np.empty(0, dtype)
+    if not data or data[0] & 3 > dtype.itemsize.bit_length() - 1 or data[0] >> 2 not in (CONSTANT, PLAIN, form):
+        raise IntegrityFailure("a stream of integers in a payload has an unknown form")
+    found, width = data[0] >> 2, 1 << (data[0] & 3)
+    narrow = np.dtype(f"<i{width}")
+    if found == form:
+        values = decode(data[1:], count, narrow)
+    else:
+        expected = width if found == CONSTANT else width * count
+        if len(data) - 1 != expected:
+            raise IntegrityFailure(f"a stream of integers in a payload does not hold exactly {count} values")
+        values = np.frombuffer(data, narrow, offset=1)
+        if found == CONSTANT:
+            values = np.full(count, values[0])
+    out: Integers = values.astype(f"<i{dtype.itemsize}", copy=False).view(dtype)
+    return out
+
+
+def _width(low: int, high: int) -> int:
+    bits = max(high, ~low).bit_length() + 1
+    return 1 if bits <= 8 else 2 if bits <= 16 else 4 if bits <= 32 else 8
+
+
+def _pack_tokens(values: Integers) -> bytes:
+    numbers = ((values << 1) ^ (values >> (8 * values.itemsize - 1))).view(f"<u{values.itemsize}")
+    tokens, low = _tokens(numbers)
+    planes = []
+    for plane in range(int(low.max())):
+        chosen = numbers[low > plane]
+        planes.append(
+            np.packbits((chosen >> chosen.dtype.type(plane)).astype(np.uint8) & 1, bitorder="little").tobytes()
+        )
+    return part(deflate(tokens.tobytes())) + b"".join(planes)
+
+
+def _tokens(numbers: Integers) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    length = np.zeros(len(numbers), np.uint8)
+    rest = numbers.copy()
+    for shift in (32, 16, 8, 4, 2, 1):
+        if shift < 8 * numbers.itemsize:
+            big = rest >= numbers.dtype.type(1 << shift)
+            length += big.astype(np.uint8) * np.uint8(shift)
+            rest >>= big.astype(numbers.dtype) * numbers.dtype.type(shift)
+    # `length` is now the place of the highest bit.
+    low = np.where(length > 2, length - np.uint8(2), np.uint8(0)).astype(np.uint8)
+    top = (numbers >> low.astype(numbers.dtype)).astype(np.uint8)
+    tokens = np.where(low > 0, low * np.uint8(4) + top, top).astype(np.uint8)
+    return tokens, low
+
+
+def _unpack_tokens(data: bytes, count: int, dtype: np.dtype[Any]) -> Integers:
+    reader = Payload(data)
+    tokens = np.frombuffer(inflate(reader.part(), count), np.uint8)
+    unsigned = np.dtype(f"<u{dtype.itemsize}")
+    low = np.where(tokens < 8, 0, (tokens >> 2) - 1).astype(np.uint8)
+    planes = int(low.max())
+    if planes > 8 * dtype.itemsize - 3:
+        raise IntegrityFailure("a token in a payload is too large for its type")
+    numbers = np.where(tokens < 8, tokens, (tokens & 3) + 4).astype(unsigned) << low.astype(unsigned)
+    for plane in range(planes):
+        chosen = np.flatnonzero(low > plane)
+        packed = np.frombuffer(reader.take(-(-len(chosen) // 8)), np.uint8)
+        bits = np.unpackbits(packed, count=len(chosen), bitorder="little").astype(unsigned)
+        numbers[chosen] |= bits << unsigned.type(plane)
+    reader.end()
+    signs = (numbers & unsigned.type(1)) * unsigned.type((1 << 8 * unsigned.itemsize) - 1)
+    out: Integers = ((numbers >> unsigned.type(1)) ^ signs).view(dtype)
+    return out
