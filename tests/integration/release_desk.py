@@ -50,6 +50,7 @@ class ReleaseDesk:
         self.generation = 0
         self.url = ""
         self.newest = b""
+        self.polls = 0
         self.not_modified = 0
         self.reports: list[ReportedState] = []
         self._runner: web.AppRunner | None = None
@@ -107,12 +108,12 @@ class ReleaseDesk:
             model=MODEL, version=Version(version), variant="default", manifest=envelope, files=files, **fields
         )
 
-    def patch(self, base: bytes, target: bytes) -> PatchOffer:
+    def patch(self, base: bytes, target: bytes, codec: str = delta.CODECS[0]) -> PatchOffer:
         """A real patch, published."""
         pieces: list[bytes] = []
-        summary = delta.make(BytesSource(base), BytesSource(target), pieces.append)
+        delta.make(BytesSource(base), BytesSource(target), pieces.append, codec=codec)
         target_ref = ArtifactRef(digest_of(target), len(target))
-        return PatchOffer(digest_of(base), target_ref, self.put(b"".join(pieces)), summary.codec)
+        return PatchOffer(digest_of(base), target_ref, self.put(b"".join(pieces)), codec)
 
     def parts(self, base: bytes, target: bytes, tensors: Iterable[Span] = ()) -> PartsOffer:
         """The indexes of both, published, cut at `tensors` and in pieces."""
@@ -141,6 +142,7 @@ class ReleaseDesk:
         return self.newest
 
     async def _desired(self, request: web.Request) -> web.Response:
+        self.polls += 1
         etag = f'"{digest_of(self.newest)}"'
         if request.headers.get("If-None-Match") == etag:
             self.not_modified += 1

@@ -73,10 +73,10 @@ def renamed_output(path: Path) -> Path:
     return _save(path, nodes, [table], output="z")
 
 
-def weighted(folder: Path, number: float, shift: float, tensors: int = 8) -> tuple[bytes, bytes]:
+def weighted(folder: Path, number: float, shift: float, tensors: int = 3) -> tuple[bytes, bytes]:
     """y = x + number + shift: an ONNX file that holds `number`, and beside it weights whose last tensor is `shift`.
 
-    The other tensors are random and always the same, 64 KiB each; nothing reads them.
+    The other tensors are random and always the same, 64 KiB each; nothing reads them. `shift` is 8 KiB.
     """
     folder.mkdir(exist_ok=True)
     (folder / WEIGHTS_FILE).unlink(missing_ok=True)  # the onnx package would append to it
@@ -84,7 +84,7 @@ def weighted(folder: Path, number: float, shift: float, tensors: int = 8) -> tup
     fillers = [chance.standard_normal(16384, np.float32) for _ in range(tensors)]
     constants = [numpy_helper.from_array(np.array([number], np.float32), "number")]
     external = [numpy_helper.from_array(values, f"w{at}") for at, values in enumerate(fillers)]
-    external.append(numpy_helper.from_array(np.full(16384, shift, np.float32), "shift"))
+    external.append(numpy_helper.from_array(np.full(2048, shift, np.float32), "shift"))
     for tensor in external:
         set_external_data(tensor, WEIGHTS_FILE)
     nodes = [

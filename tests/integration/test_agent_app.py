@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 
 from common.errors import Unavailable
+from controller.broker.embedded import EmbeddedBroker
 from edge_agent.app import Agent
 from edge_agent.config import AgentSettings
 from edge_agent.identity import BrokerAccess, Identity
 from edge_agent.telemetry.spool import Spool
 from tests.conftest import eventually
+from tests.faults import FaultProxy
 from tests.integration.release_desk import DEVICE, MODEL, ReleaseDesk
+from tests.integration.small_models import weighted
 
 
 @pytest.fixture
@@ -27,17 +30,17 @@ async def desk() -> AsyncIterator[ReleaseDesk]:
     await desk.stop()
 
 
-def identity_at(desk: ReleaseDesk) -> Identity:
-    """A member of the desk's fleet whose broker is not there."""
+def identity_at(desk: ReleaseDesk, broker_port: int | None = None) -> Identity:
+    """A member of the desk's fleet; without a port its broker is not there."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
+        port = broker_port or unused.getsockname()[1]
     return Identity(
         device=DEVICE,
         device_token="token",
         controller_url=desk.url,
-        broker=BrokerAccess(url=f"mqtt://127.0.0.1:{port}", username="u", password="p"),
-        client_id="client",
+        broker=BrokerAccess(url=f"mqtt://127.0.0.1:{port}", username=DEVICE, password="p"),
+        client_id=f"{DEVICE}-0123456789abcdef",
         signing_keys=desk.keys,
         heartbeat_s=1.0,
         poll_s=0.2,
@@ -45,9 +48,11 @@ def identity_at(desk: ReleaseDesk) -> Identity:
 
 
 @asynccontextmanager
-async def agent_at(folder: Path, desk: ReleaseDesk, listen: str = "127.0.0.1:0") -> AsyncIterator[Agent]:
-    settings = AgentSettings(data=folder, inference_listen=listen, telemetry_s=0.2, disk_reserve_bytes=0)
-    agent = Agent(settings, identity_at(desk))
+async def agent_at(
+    folder: Path, desk: ReleaseDesk, listen: str = "127.0.0.1:0", broker_port: int | None = None, poll_s: float = 0.0
+) -> AsyncIterator[Agent]:
+    settings = AgentSettings(data=folder, inference_listen=listen, telemetry_s=0.2, disk_reserve_bytes=0, poll_s=poll_s)
+    agent = Agent(settings, identity_at(desk, broker_port))
     await agent.start()
     try:
         yield agent
@@ -120,3 +125,41 @@ async def test_an_agent_that_cannot_listen_says_so_and_leaves_nothing_behind(tmp
                 pass
     async with agent_at(tmp_path, desk) as agent:
         assert agent.inference_url
+
+
+async def test_an_order_that_the_broker_did_not_bring_is_asked_for_on_every_connection(
+    tmp_path: Path, desk: ReleaseDesk
+) -> None:
+    """The broker holds no order at all here, as if each were lost in the moment of subscribing."""
+    broker = EmbeddedBroker(tmp_path / "broker")
+    await broker.start()
+    await broker.admit(DEVICE, "p")
+    desk.order()
+    async with (
+        FaultProxy(broker.port) as proxy,
+        agent_at(tmp_path / "agent", desk, broker_port=proxy.port, poll_s=3600.0) as agent,
+    ):
+        await eventually(lambda: agent.status()["connected"], "the device is connected")
+        await eventually(lambda: agent.status()["generation"] == 1, "it has its first order")
+        before = desk.polls
+        proxy.refuse = True
+        proxy.cut()
+        await eventually(lambda: desk.polls > before and not agent.status()["connected"], "it asks without a line")
+        desk.order()
+        proxy.refuse = False
+        await eventually(lambda: agent.status()["connected"], "the device is connected again")
+        await eventually(lambda: agent.status()["generation"] == 2, "it has the order that nobody brought")
+    await broker.stop()
+
+
+async def test_an_update_over_its_budget_looks_again_when_a_poll_is_answered(tmp_path: Path, desk: ReleaseDesk) -> None:
+    data, _ = weighted(tmp_path / "made", 1, 1)
+    desk.order(desk.release("1", data, max_bytes=10))
+    async with agent_at(tmp_path / "agent", desk) as agent:
+        await eventually(lambda: desk.reports and desk.reports[-1].models, "it reports")
+        await eventually(lambda: "cheaper way" in desk.reports[-1].models[0].detail, "it waits for a cheaper way")
+        polls, reports = desk.not_modified, len(desk.reports)
+        await eventually(lambda: desk.not_modified > polls + 3, "it asks again")
+        assert len(desk.reports) == reports, "the same answer is no news"
+        assert not desk.asked
+        assert agent.status()["models"][0]["phase"] == "fetching"

@@ -18,6 +18,7 @@ from tests.integration.release_desk import MODEL, ReleaseDesk
 from tests.integration.small_models import WEIGHTS_FILE, weighted
 
 TENSOR_BYTES = 64 * 1024
+SHIFT_BYTES = 8 * 1024
 SMALL = 8000
 """More than manifest, ONNX file and one patch or two indexes; far less than the weights."""
 
@@ -64,7 +65,7 @@ async def install(device: Device, desk: ReleaseDesk, line: Line, version: int) -
 
 
 def parts_of(desk: ReleaseDesk, old: bytes, new: bytes) -> PartsOffer:
-    return desk.parts(old, new, [Span(at, at + TENSOR_BYTES) for at in range(0, len(new), TENSOR_BYTES)])
+    return desk.parts(old, new, [Span(at, min(at + TENSOR_BYTES, len(new))) for at in range(0, len(new), TENSOR_BYTES)])
 
 
 async def said(device: Device, word: str) -> ReportedModel:
@@ -137,16 +138,16 @@ async def test_only_the_parts_that_changed_are_fetched_and_a_break_does_not_begi
         await install(device, desk, line, 1)
         (model, weights), old = line.files(2), line.weights(1)
         offer = parts_of(desk, old, weights)
-        assert offer.bytes == TENSOR_BYTES
+        assert offer.bytes == SHIFT_BYTES
         whole = digest_of(weights)
         desk.faults[whole] = "break_once"
         release = desk.release("2", model, weights={WEIGHTS_FILE: weights}, parts=[offer])
         await device.executor.accept(desk.order(release))
         update = await device.finished(2)
         assert (update.outcome, update.strategy) == ("succeeded", "incremental")
-        assert update.resumed_bytes == TENSOR_BYTES // 2
-        assert desk.sent[whole] == TENSOR_BYTES
-        assert TENSOR_BYTES < update.bytes_transferred < TENSOR_BYTES + SMALL
+        assert update.resumed_bytes == SHIFT_BYTES // 2
+        assert desk.sent[whole] == SHIFT_BYTES
+        assert SHIFT_BYTES < update.bytes_transferred < SHIFT_BYTES + SMALL
         assert await answer(device) == 2
         await eventually(lambda: not list((tmp_path / "downloads").iterdir()), "nothing is left of the downloads")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.artifact import ArtifactRef, digest_of
+from common.artifact.protobuf import Span
 from common.backoff import Backoff
 from common.clock import SystemClock
 from common.errors import IntegrityFailure, NotFound, Unavailable
@@ -19,7 +20,7 @@ from controller.broker.embedded import EmbeddedBroker
 from controller.broker.link import BrokerLink
 from controller.registry.blobs import LocalBlobs
 from edge_agent.broker import AgentLink, LinkLimits
-from edge_agent.fetch import ChunkFetcher, Fetcher, FetchLimits, Pace, make_fetcher, open_session
+from edge_agent.fetch import ChunkFetcher, Fetcher, FetchLimits, Pace, Ranges, make_fetcher, open_session
 from edge_agent.fetch.chunks import WINDOW_CHUNKS
 from edge_agent.fetch.partial import partial_path
 from edge_agent.identity import BrokerAccess, Identity
@@ -118,6 +119,22 @@ async def test_chunks_go_on_where_a_download_stopped_whatever_its_way_was(tmp_pa
     assert (tmp_path / "model").read_bytes() == DATA
 
 
+async def test_ranges_come_in_chunks_of_their_own_and_go_on_where_they_stopped(tmp_path: Path) -> None:
+    spans = (Span(5, 30), Span(100_000, 140_000), Span(len(DATA) - 1, len(DATA)))
+    pieces = b"".join(DATA[start:end] for start, end in spans)
+    ranges = Ranges(spans, lambda path: path.exists() and path.read_bytes() == pieces)
+    partial_path(REF, tmp_path / "pieces", ranges).write_bytes(pieces[:10])
+    line = Line({REF.digest: DATA})
+
+    transfer = await over(line, chunk_timeout_s=5.0).fetch(REF, tmp_path / "pieces", ranges=ranges)
+
+    assert (tmp_path / "pieces").read_bytes() == pieces
+    assert (transfer.bytes, transfer.resumed_bytes, transfer.transport) == (len(pieces) - 10, 10, "mqtt")
+    assert sorted((request.offset, request.length) for request in line.requests) == [
+        (15, 15), (100_000, 16384), (116_384, 16384), (132_768, 7232), (len(DATA) - 1, 1)
+    ]  # fmt: skip
+
+
 async def test_tampered_short_and_foreign_chunks_are_refused(tmp_path: Path) -> None:
     tampered = Line({REF.digest: DATA[:-1] + b"\0"})
     with pytest.raises(IntegrityFailure, match=REF.digest):
@@ -212,6 +229,22 @@ async def test_small_artifacts_come_over_mqtt_and_large_ones_over_http(world: Wo
         assert (tmp_path / "large").read_bytes() == DATA * 2
         assert len(world.http.ranges) == 1
     await link.stop()
+
+
+async def test_a_few_ranges_of_a_large_artifact_come_over_mqtt(world: World, tmp_path: Path) -> None:
+    large = DATA * 2
+    world.blobs.put_bytes(large)
+    ref = world.http.add(large)
+    ranges = Ranges((Span(3, 9), Span(1_000_000, 1_000_100)), lambda path: path.exists() and path.stat().st_size == 106)
+    async with open_session(TOKEN) as session:
+        link = world.connect(world.broker.port)
+        await link.start()
+        fetcher = make_fetcher(world.http.url, session, link, FetchLimits(mqtt_bytes_max=200), SystemClock())
+        await eventually(lambda: link.connected, "the device is connected")
+        transfer = await fetcher.fetch(ref, tmp_path / "pieces", ranges=ranges)
+        await link.stop()
+    assert (transfer.transport, transfer.bytes) == ("mqtt", 106)
+    assert (tmp_path / "pieces").read_bytes() == large[3:9] + large[1_000_000:1_000_100]
 
 
 async def test_http_takes_over_what_mqtt_does_not_finish(world: World, tmp_path: Path) -> None:

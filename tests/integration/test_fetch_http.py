@@ -12,15 +12,19 @@ import pytest
 from aiohttp import web
 
 from common.artifact import ArtifactRef, digest_of, hex_of
+from common.artifact.protobuf import Span
 from common.clock import SystemClock
 from common.errors import IntegrityFailure, NotFound, StorageFull, Unauthenticated, Unavailable
-from edge_agent.fetch import FetchLimits, HttpFetcher, Pace, open_session
+from edge_agent.fetch import FetchLimits, HttpFetcher, Pace, Ranges, open_session
 from edge_agent.fetch.partial import partial_path
 from tests.blob_server import TOKEN, BlobServer
 from tests.conftest import eventually
 from tests.faults import FaultProxy
 
 DATA = random.Random(1).randbytes(3_000_000)
+SPANS = (Span(10, 20), Span(500_000, 1_500_000), Span(2_900_000, 3_000_000))
+PIECES = b"".join(DATA[start:end] for start, end in SPANS)
+RANGES = Ranges(SPANS, lambda path: path.exists() and path.read_bytes() == PIECES)
 
 
 @pytest.fixture
@@ -360,3 +364,52 @@ async def test_a_cancelled_download_can_be_resumed(
 
     assert transfer.resumed_bytes > 500_000
     assert hashlib.sha256(destination.read_bytes()).hexdigest() == hex_of(ref.digest)
+
+
+async def test_only_the_ranges_that_are_wanted_are_fetched_into_one_file(
+    server: BlobServer, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    ref, destination = server.add(DATA), tmp_path / "pieces"
+    transfer = await fetcher(session, server.port).fetch(ref, destination, ranges=RANGES)
+    assert destination.read_bytes() == PIECES
+    assert (transfer.bytes, transfer.resumed_bytes) == (len(PIECES), 0)
+    assert server.ranges == ["bytes=10-19", "bytes=500000-1499999", "bytes=2900000-"]
+    assert files_in(tmp_path) == ["pieces"]
+    again = await fetcher(session, server.port).fetch(ref, destination, ranges=RANGES)
+    assert (again.bytes, again.resumed_bytes, len(server.ranges)) == (0, len(PIECES), 3)
+
+
+@pytest.mark.parametrize("kept", [4, 10, 600_000, 1_000_010, len(PIECES)])
+async def test_ranges_go_on_at_the_byte_where_they_stopped(
+    server: BlobServer, session: aiohttp.ClientSession, tmp_path: Path, kept: int
+) -> None:
+    ref, destination = server.add(DATA), tmp_path / "pieces"
+    partial_path(ref, destination, RANGES).write_bytes(PIECES[:kept])
+    transfer = await fetcher(session, server.port).fetch(ref, destination, ranges=RANGES)
+    assert destination.read_bytes() == PIECES
+    assert (transfer.bytes, transfer.resumed_bytes) == (len(PIECES) - kept, kept)
+
+
+async def test_ranges_that_come_wrong_are_refused_and_nothing_is_kept(
+    server: BlobServer, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    ref = server.add(DATA)
+    server.blobs[ref.digest] = DATA[:600_000] + b"!" + DATA[600_001:]
+    with pytest.raises(IntegrityFailure):
+        await fetcher(session, server.port).fetch(ref, tmp_path / "pieces", ranges=RANGES)
+    assert files_in(tmp_path) == []
+
+
+async def test_a_server_that_ignores_range_is_of_no_use_for_ranges(
+    server: BlobServer, session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    async def whole(_request: web.Request) -> web.StreamResponse:
+        return web.Response(body=DATA)
+
+    ref, moved = server.add(DATA), list[int]()
+    server.misbehave = whole
+    with pytest.raises(IntegrityFailure, match="whole file"):
+        await fetcher(session, server.port).fetch(
+            ref, tmp_path / "pieces", lambda so_far, _: moved.append(so_far), ranges=RANGES
+        )
+    assert moved == []
