@@ -1,7 +1,8 @@
 """A simulated agent with one model: follows orders as the wire protocol says, in stages, and reports how things are.
 
 What it has learnt from an order survives a reboot (a real agent keeps a journal); a broken transfer is tried again and
-is no verdict. `Flaw` says how a release misbehaves when it is run.
+is no verdict. It chooses its way to a release as a real agent does, and keeps to the order's byte budget. `Flaw` says
+how a release misbehaves when it is run.
 """
 
 from enum import StrEnum
@@ -22,6 +23,7 @@ from common.wire import (
     UpdatePhase,
     UpdateReport,
 )
+from edge_agent.update.choice import Local, TooDear, choose
 
 CAPABILITIES = Capabilities(agent_version="1", patch_codecs=CODECS)
 
@@ -48,6 +50,8 @@ class SimulatedDevice:
         self.entry: ReportedModel | None = None
         self.target: DesiredModel | None = None
         self.fallback: tuple[Version | None, Digest | None] = (None, None)
+        self.files: dict[Digest, tuple[Digest, ...]] = {}
+        """All files of the releases that it has fetched, by their ONNX file."""
 
     @property
     def running(self) -> Version | None:
@@ -83,7 +87,7 @@ class SimulatedDevice:
             case "fetching" if transfer_broke:
                 pass
             case "fetching":
-                self._enter("warming")
+                self._fetch(self.target, now)
             case "warming" if flaw is Flaw.UNLOADABLE:
                 self._finish("failed", now)
             case "warming":
@@ -133,7 +137,6 @@ class SimulatedDevice:
         )
 
     def report(self, now: float) -> ReportedState:
-        held = (self.entry.artifact, self.fallback[1]) if self.entry else ()
         return ReportedState(
             device=self.id,
             epoch=self.epoch,
@@ -141,18 +144,36 @@ class SimulatedDevice:
             sent_at=now,
             generation=self.generation,
             models=(self.entry,) if self.entry else (),
-            held=tuple(digest for digest in held if digest is not None),
+            held=self.held(),
         )
+
+    def held(self) -> tuple[Digest, ...]:
+        """The files of the release that runs, and of the one before it."""
+        models = (self.entry.artifact, self.fallback[1]) if self.entry else ()
+        return tuple(dict.fromkeys(file for model in models if model is not None for file in self.files[model]))
+
+    def _fetch(self, target: DesiredModel, now: float) -> None:
+        """All of it at once, if it fits the budget; otherwise wait for a newer order, or fail."""
+        plan = choose(target, Local(frozenset(self.held()), CAPABILITIES.patch_codecs))
+        if not isinstance(plan, TooDear):
+            self.files[target.artifact.digest] = tuple(file.artifact.digest for file in target.files)
+            self._enter("warming")
+        elif target.on_exceed == "fail":
+            self._finish("failed", now, "over_budget")
 
     def _enter(self, phase: UpdatePhase) -> None:
         assert self.entry is not None
         self.entry = replace(self.entry, phase=phase)
 
-    def _finish(self, outcome: Outcome, now: float) -> None:
+    def _finish(self, outcome: Outcome, now: float, reason: str = "") -> None:
         assert self.entry is not None
         assert self.target is not None
         update = UpdateReport(
-            generation=self.target.order, version=self.target.version, outcome=outcome, finished_at=now
+            generation=self.target.order,
+            version=self.target.version,
+            outcome=outcome,
+            reason=reason,
+            finished_at=now,
         )
         phase: UpdatePhase = "idle" if outcome == "succeeded" else "failed"
         self.entry = replace(self.entry, phase=phase, target=None, last_update=update)
