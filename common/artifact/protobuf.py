@@ -73,6 +73,17 @@ class WireReader:
         except UnicodeDecodeError as error:
             raise Malformed(f"a string that is not UTF-8 at byte {span.start}") from error
 
+    def varints(self, span: Span, count_max: int) -> list[int]:
+        """The packed numbers in `span`."""
+        numbers: list[int] = []
+        position = span.start
+        while position < span.end:
+            if len(numbers) == count_max:
+                raise Malformed(f"more than {count_max} numbers at byte {span.start}")
+            value, position = self._varint(position, span.end)
+            numbers.append(value)
+        return numbers
+
     def _field(self, start: int, end: int) -> tuple[Field, int]:
         self._fields_left -= 1
         if self._fields_left < 0:

@@ -1,84 +1,77 @@
-"""Applying a patch, and saying what one would do. Both believe nothing that the patch says."""
+"""Applying a patch: the base, changed operation by operation into the target. Believes nothing that the patch says.
 
-from collections.abc import Callable
+Memory is bounded whatever the size of the model: one piece of 1 MiB, one section's streams, one tensor block and what
+its decoding needs, or the window and prefix of one frame.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
 
 from common.artifact.digest import Hasher
 from common.artifact.manifest import ArtifactRef
+from common.artifact.protobuf import Span
 from common.artifact.source import ByteSource, digest_of_source, pieces
-from common.delta.layout import (
-    CODEC,
-    Block,
-    OperationTotals,
-    PatchSummary,
-    read_blocks,
-    read_header,
-    read_literals,
-)
+from common.delta import frames
+from common.delta.codecs import coder_for_reading
+from common.delta.layout import Frame, Header, Placed, fingerprint, gathered, read, read_header
+from common.delta.operations import Add, Copy, Literal, TensorBlock, old_bytes
+from common.delta.tensors import Memory, decode
 from common.errors import IntegrityFailure
 
 
-def apply(base: ByteSource, patch: ByteSource, sink: Callable[[bytes], object], *, target: ArtifactRef) -> None:
-    """Write the target of `patch` to `sink`, in order, in pieces of at most 1 MiB.
+def apply(
+    base: ByteSource, patch: ByteSource, sink: Callable[[bytes], object], *, target: ArtifactRef | None
+) -> ArtifactRef:
+    """Write the target of `patch` to `sink`, in order, in pieces of at most 1 MiB; returns its name.
 
-    `IntegrityFailure` when the patch is not for `base` and `target`, is damaged, or gives other bytes than `target`
-    names. What was written to `sink` before a failure must be thrown away. Needs about 4 MB beside the piece in hand.
+    `target` is what it must be; with None, for a person who trusts the patch, it need only fit what the patch says.
+
+    `IntegrityFailure` when the patch is not for `base` and `target`, is damaged, needs a codec that this machine lacks,
+    or gives other bytes than `target` names. What was written to `sink` before a failure must be thrown away.
     """
-    header = read_header(patch)
-    if header.target != target:
-        raise IntegrityFailure(f"the patch makes {header.target.digest}, expected {target.digest}")
-    if base.size != header.base.size or digest_of_source(base) != header.base.digest:
-        fix = "use the base that the patch was made from"
-        raise IntegrityFailure(f"the base is not {header.base.digest}, from which the patch starts", fix=fix)
+    header, place = read_header(patch)
+    if target is not None and not header.target.fits(target):
+        raise IntegrityFailure(f"the patch makes {header.target}, expected {target.digest}, {target.size} bytes")
+    _check_base(base, header)
     hasher = Hasher()
-    for block in read_blocks(patch, header):
-        _write(block, read_literals(patch, block), base, _both(hasher.update, sink))
-    if hasher.digest() != target.digest:
-        raise IntegrityFailure(f"the patch gave other bytes than {target.digest}", fix="fetch it again")
+    for piece in _target(base, patch, header, place):
+        hasher.update(piece)
+        sink(piece)
+    made = ArtifactRef(hasher.digest(), hasher.size)
+    if made != target if target is not None else not header.target.fits(made):
+        raise IntegrityFailure(f"the patch gave {made.digest}, not {header.target}", fix="fetch it again")
+    return made
 
 
-def inspect(patch: ByteSource) -> PatchSummary:
-    """What `patch` is for and made of, without the base; `IntegrityFailure` when its structure is damaged.
-
-    The literal bytes themselves are not looked at: only applying a patch proves it.
-    """
-    header = read_header(patch)
-    copies = copied = tables = runs = literals = frames = 0
-    goes_on = False
-    for block in read_blocks(patch, header):
-        literal, length, _ = block.operations
-        copies += int((length > 0).sum())
-        copied += int(length.sum())
-        # A literal that fills a block goes on in the next one, without a copy between: that is one run, not two.
-        runs += int((literal > 0).sum()) - (goes_on and bool(literal[0] > 0))
-        goes_on = bool(length[-1] == 0)
-        literals += block.literal_bytes
-        tables += block.operations_frame_bytes
-        frames += block.literal_frame_bytes
-    return PatchSummary(
-        codec=CODEC,
-        base=header.base,
-        target=header.target,
-        patch_bytes=patch.size,
-        operations=(
-            OperationTotals("copy", copies, copied, tables),
-            OperationTotals("literal", runs, literals, frames),
-        ),
-    )
+def _check_base(base: ByteSource, header: Header) -> None:
+    if base.size != header.base.size or fingerprint(ArtifactRef(digest_of_source(base), base.size)) != header.base:
+        fix = "use the base that the patch was made from"
+        raise IntegrityFailure(f"the base is not {header.base}, from which the patch starts", fix=fix)
 
 
-def _write(block: Block, literals: bytes, base: ByteSource, sink: Callable[[bytes], object]) -> None:
-    used = 0
-    for literal, length, offset in zip(*(column.tolist() for column in block.operations), strict=True):
-        if literal:
-            sink(literals[used : used + literal])
-            used += literal
-        for piece in pieces(base, offset, offset + length):
-            sink(piece)
+def _target(base: ByteSource, patch: ByteSource, header: Header, place: int) -> Iterator[bytes]:
+    coder, memory = coder_for_reading(header.codec), Memory()
+    for step in read(patch, header, place, base.read_at):
+        if not isinstance(step, Placed):
+            continue
+        match step.operation:
+            case Copy(offset, length):
+                yield from pieces(base, offset, offset + length)
+            case Literal(data):
+                yield data
+            case Add(offset, differences):
+                old = np.frombuffer(base.read_at(offset, len(differences)), np.uint8)
+                yield (old + np.frombuffer(differences, np.uint8)).tobytes()
+            case TensorBlock(offset, block, method, payload):
+                elements = None
+                if block.old_dtype is not None:
+                    elements = np.frombuffer(base.read_at(offset, old_bytes(block)), block.old_dtype.bits)
+                yield decode(method, elements, block, payload, coder, memory).tobytes()
+            case Frame() as frame:
+                prefix = gathered(base.read_at, frame.prefix)
+                yield from frames.stream(_span(patch, frame.span), frame.length, prefix=prefix)
 
 
-def _both(first: Callable[[bytes], object], second: Callable[[bytes], object]) -> Callable[[bytes], object]:
-    def call(data: bytes) -> None:
-        first(data)
-        second(data)
-
-    return call
+def _span(patch: ByteSource, span: Span) -> Iterator[bytes]:
+    return iter(pieces(patch, span.start, span.end))

@@ -1,64 +1,121 @@
-"""Making a patch: what the target shares with the base becomes copies, the rest literal bytes."""
+"""Making a patch: tensors are paired with those of the base and written as blocks, the bytes between them as differences.
 
-from collections.abc import Callable
+What a model's files look like inside is only used to find good operations; whether they are right never depends on it.
+"""
 
-import numpy as np
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile, zip_longest
+from typing import NamedTuple
 
-from common.artifact.digest import Hasher
 from common.artifact.manifest import ArtifactRef
+from common.artifact.protobuf import Span
 from common.artifact.source import ByteSource, digest_of_source, pieces
-from common.delta.layout import (
-    CODEC,
-    LITERAL_BYTES_MAX,
-    OPERATIONS_MAX,
-    Header,
-    Operations,
-    OperationTotals,
-    PatchSummary,
-    write_block,
-    write_header,
-)
-from common.delta.matching import BlockIndex, matches
+from common.artifact.weights import Weight, weights
+from common.delta.blocks import Each, fresh_operations, tensor_operations
+from common.delta.codecs import CODECS, coder_of
+from common.delta.layout import PREFIX_BYTES_MAX, Header, fingerprint, write_header
+from common.delta.operations import Literal, Operation
+from common.delta.pairing import pair
+from common.delta.skeleton import Skeleton, gaps
+from common.delta.tensors import Coder
+from common.delta.writing import sections
 
 Sink = Callable[[bytes], object]
 Progress = Callable[[int, int], object]
 
 
-def make(base: ByteSource, target: ByteSource, sink: Sink, *, progress: Progress | None = None) -> PatchSummary:
+class Made(NamedTuple):
+    """What was compared, and how long the patch is, in bytes."""
+
+    base: ArtifactRef
+    target: ArtifactRef
+    patch_bytes: int
+
+
+def make(
+    base: ByteSource,
+    target: ByteSource,
+    sink: Sink,
+    *,
+    codec: str = CODECS[0],
+    base_weights: Sequence[Weight] | None = None,
+    target_weights: Sequence[Weight] | None = None,
+    progress: Progress | None = None,
+    each: Each = map,
+) -> Made:
     """Write to `sink` a patch that rebuilds `target` from `base`.
 
-    Deterministic for one version of zstd. Needs about 60 MB however large the files are. `progress` is told (bytes
-    done, bytes in all), counting each pass over a file; an exception from it or from `sink` ends the work.
+    Where the tensors are is found in the files themselves, unless `base_weights` and `target_weights` say so (for a
+    data file, see `external_weights`). Deterministic for one version of the compressors. Holds at most the patch of
+    32 MiB of the target in memory. `progress` is told (bytes done, bytes in all), counting each pass over a file; an
+    exception from it or from `sink` ends the work. `each` applies a function to several values like `map`, and may
+    use more than one processor for it.
     """
+    coder = coder_of(codec)
     steps = _Steps(base.size + 2 * target.size, progress)
-    index, base_reference = _index(base, steps)
+    base_reference = ArtifactRef(digest_of_source(base, steps.advance), base.size)
     target_reference = ArtifactRef(digest_of_source(target, steps.advance), target.size)
-    writer = _BlockWriter(target, sink)
-    header_bytes = write_header(sink, Header(base_reference, target_reference))
-    searched_from = steps.done
-    for match in matches(base, target, index, lambda place: steps.reach(searched_from + place)):
-        writer.literal(match.target)
-        writer.copy(match.base, match.length)
-    writer.literal(target.size)
-    writer.flush()
-    operations = writer.totals()
-    return PatchSummary(
-        codec=CODEC,
-        base=base_reference,
-        target=target_reference,
-        patch_bytes=header_bytes + sum(kind.patch_bytes for kind in operations),
-        operations=operations,
-    )
+    header = write_header(Header(codec, fingerprint(base_reference), fingerprint(target_reference)))
+    patch_bytes = len(header)
+    sink(header)
+    old = weights(base) if base_weights is None else base_weights
+    new = weights(target) if target_weights is None else target_weights
+    operations = _operations(base, old, target, new, coder, each)
+    prefixes = _prefixes(gaps([weight.span for weight in old], base.size))
+    for section in sections(steps.counted(operations), base, target, prefixes):
+        patch_bytes += len(section)
+        sink(section)
+    return Made(base_reference, target_reference, patch_bytes)
 
 
-def _index(base: ByteSource, steps: "_Steps") -> tuple[BlockIndex, ArtifactRef]:
-    index, hasher = BlockIndex(base.size), Hasher()
-    for piece in pieces(base):
-        index.take(piece)
-        hasher.update(piece)
-        steps.advance(len(piece))
-    index.finish()
-    return index, ArtifactRef(hasher.digest(), base.size)
+def _operations(
+    base: ByteSource, old: Sequence[Weight], target: ByteSource, new: Sequence[Weight], coder: Coder, each: Each
+) -> Iterator[Operation]:
+    """All operations, in the order of the target. A tensor without a partner is compared as bytes with all that is
+    left of the base; what is really new in it is then written as elements.
+    """
+    found = pair(base, old, target, new)
+    pairs = [one for one in found if one.old is not None]
+    alone = [one.new for one in found if one.old is None]
+    partners = sorted({one.old.span for one in pairs if one.old is not None})
+    target_gaps = gaps([one.new.span for one in pairs], target.size)
+    skeleton = Skeleton(base, gaps(partners, base.size), target, target_gaps)
+    for gap, next_pair in zip_longest(target_gaps, pairs):
+        place = gap.start
+        for operation in skeleton.take(gap.end - gap.start):
+            end = place + operation.length
+            if isinstance(operation, Literal):
+                yield from _literal(Span(place, end), alone, target, base, coder, each)
+            else:
+                yield operation
+            place = end
+        if next_pair is not None:
+            yield from tensor_operations(next_pair, base, target, coder, each)
+
+
+def _literal(
+    span: Span, alone: Sequence[Weight], target: ByteSource, base: ByteSource, coder: Coder, each: Each
+) -> Iterator[Operation]:
+    """New bytes: those of tensors as elements, the others as they are."""
+    place = span.start
+    first = bisect_right(alone, place, key=lambda weight: weight.span.end)
+    for weight in takewhile(lambda weight: weight.span.start < span.end, alone[first:]):
+        start, end = max(place, weight.span.start), min(span.end, weight.span.end)
+        yield from _bytes(target, Span(place, start))
+        yield from fresh_operations(weight, Span(start, end), target, base, coder, each)
+        place = end
+    yield from _bytes(target, Span(place, span.end))
+
+
+def _bytes(target: ByteSource, span: Span) -> Iterator[Operation]:
+    return map(Literal, pieces(target, span.start, span.end))
+
+
+def _prefixes(base_gaps: Sequence[Span]) -> tuple[Span, ...]:
+    """The graph, or as much of it as may be of use: what new names and nodes resemble."""
+    start, end = max(base_gaps, key=lambda gap: gap.end - gap.start)
+    return (Span(start, min(end, start + PREFIX_BYTES_MAX)),) if end > start else ()
 
 
 class _Steps:
@@ -67,72 +124,14 @@ class _Steps:
     def __init__(self, total: int, progress: Progress | None) -> None:
         self._total = total
         self._progress = progress
-        self.done = 0
+        self._done = 0
 
     def advance(self, count: int) -> None:
-        self.reach(self.done + count)
-
-    def reach(self, done: int) -> None:
-        self.done = done
+        self._done += count
         if self._progress is not None:
-            self._progress(done, self._total)
+            self._progress(self._done, self._total)
 
-
-class _BlockWriter:
-    """Gathers operations in the order of the target and writes a block whenever one is full."""
-
-    def __init__(self, target: ByteSource, sink: Sink) -> None:
-        self._target = target
-        self._sink = sink
-        self._position = 0
-        self._block_position = 0
-        self._literals = bytearray()
-        self._open_literal = 0
-        self._operations: list[tuple[int, int, int]] = []
-        self._copies = self._copied = self._copy_patch_bytes = 0
-        self._runs = self._literal_bytes = self._literal_patch_bytes = 0
-
-    def literal(self, end: int) -> None:
-        """The target's bytes up to `end` are not in the base."""
-        self._runs += end > self._position
-        while self._position < end:
-            room = LITERAL_BYTES_MAX - len(self._literals)
-            piece = self._target.read_at(self._position, min(room, end - self._position))
-            self._literals += piece
-            self._open_literal += len(piece)
-            self._position += len(piece)
-            if len(self._literals) == LITERAL_BYTES_MAX:
-                self.flush()
-
-    def copy(self, offset: int, length: int) -> None:
-        """The target's next `length` bytes are the base's from `offset` on."""
-        self._operations.append((self._open_literal, length, offset))
-        self._open_literal = 0
-        self._position += length
-        self._copies += 1
-        self._copied += length
-        if len(self._operations) == OPERATIONS_MAX - 1:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what was gathered."""
-        if self._open_literal:
-            self._operations.append((self._open_literal, 0, 0))
-        if not self._operations:
-            return
-        columns = np.array(self._operations, np.int64)
-        operations = Operations(columns[:, 0], columns[:, 1], columns[:, 2])
-        table_bytes, literal_bytes = write_block(self._sink, operations, self._block_position, bytes(self._literals))
-        self._copy_patch_bytes += table_bytes
-        self._literal_patch_bytes += literal_bytes
-        self._literal_bytes += len(self._literals)
-        self._operations.clear()
-        self._literals.clear()
-        self._open_literal = 0
-        self._block_position = self._position
-
-    def totals(self) -> tuple[OperationTotals, ...]:
-        return (
-            OperationTotals("copy", self._copies, self._copied, self._copy_patch_bytes),
-            OperationTotals("literal", self._runs, self._literal_bytes, self._literal_patch_bytes),
-        )
+    def counted(self, operations: Iterator[Operation]) -> Iterator[Operation]:
+        for operation in operations:
+            yield operation
+            self.advance(operation.length)

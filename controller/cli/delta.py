@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
+from common.artifact.manifest import ArtifactRef
 from common.durable import replacing
 from common.errors import InvalidInput
 from common.filesource import FileSource
+from controller.cli.output import Output, table
 
 if TYPE_CHECKING:
-    from common.delta import PatchSummary
+    from common.artifact.weights import Weight
+    from common.delta import PatchSummary, TensorTotals
 
 INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
 OUTPUT = click.Path(dir_okay=False, path_type=Path)
@@ -34,76 +38,137 @@ def delta() -> None:
 @click.argument("old", type=INPUT)
 @click.argument("new", type=INPUT)
 @click.option("-o", "--output", "patch", type=OUTPUT, required=True, metavar="PATCH", help="Where to write the patch.")
-def make(old: Path, new: Path, patch: Path) -> None:
+@click.option("--codec", metavar="NAME", help="tensor-pco.1 (default), or tensor-zstd.1 for devices without pcodec.")
+@click.option("--old-model", type=INPUT, metavar="FILE", help="OLD holds the external data of this ONNX model.")
+@click.option("--new-model", type=INPUT, metavar="FILE", help="NEW holds the external data of this ONNX model.")
+def make(old: Path, new: Path, patch: Path, codec: str | None, old_model: Path | None, new_model: Path | None) -> None:
     """Write a patch that turns OLD into NEW.
 
     A device that has OLD rebuilds NEW from the patch, bit for bit.
     """
-    from common import delta as codec
+    from concurrent.futures import ThreadPoolExecutor
+
+    from common import delta as codecs
 
     with (
         FileSource(old) as base,
         FileSource(new) as target,
+        ThreadPoolExecutor(thread_name_prefix="blocks") as pool,
         _progress("making the patch") as report,
         _new_file(patch) as sink,
     ):
-        summary = codec.make(base, target, sink, progress=report)
-    click.echo(f"{patch}: {summary.patch_bytes} bytes{_share(summary)}", err=True)
+        made = codecs.make(
+            base,
+            target,
+            sink,
+            codec=codec or codecs.CODECS[0],
+            base_weights=_weights(base, old, old_model, "old-model"),
+            target_weights=_weights(target, new, new_model, "new-model"),
+            progress=report,
+            each=pool.map,
+        )
+    click.echo(f"{patch}: {made.patch_bytes} bytes{_share(made.patch_bytes, made.target.size)}", err=True)
 
 
 @delta.command("apply", short_help="Rebuild the new file from OLD and PATCH.")
 @click.argument("old", type=INPUT)
 @click.argument("patch", type=INPUT)
 @click.option("-o", "--output", "new", type=OUTPUT, required=True, metavar="NEW", help="Where to write the new file.")
-def apply(old: Path, patch: Path, new: Path) -> None:
-    """Rebuild the new file from OLD and PATCH, and check it against the digest in the patch."""
-    from common import delta as codec
+@click.option("--target", metavar="DIGEST", help="The SHA-256 that the new file must have (sha256:...).")
+def apply(old: Path, patch: Path, new: Path, target: str | None) -> None:
+    """Rebuild the new file from OLD and PATCH.
+
+    It is checked against the first 8 bytes of a SHA-256 that PATCH names: enough to notice a mistake, not to trust
+    whoever made the patch. Give --target to be sure, as a device does.
+    """
+    from common import delta as codecs
 
     with FileSource(old) as base, FileSource(patch) as source, _progress("applying the patch") as report:
-        target = codec.inspect(source).target
+        size = codecs.inspect(source).target_bytes
+        expected = None if target is None else _reference(target, size)
         with _new_file(new) as sink:
-            codec.apply(base, source, _counting(sink, target.size, report), target=target)
-    click.echo(f"{new}: {target.size} bytes, {target.digest}", err=True)
+            made = codecs.apply(base, source, _counting(sink, size, report), target=expected)
+    click.echo(f"{new}: {made.size} bytes, {made.digest}", err=True)
 
 
 @delta.command("inspect", short_help="Show what PATCH is for and made of.")
 @click.argument("patch", type=INPUT)
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def inspect(patch: Path, form: str) -> None:
+@click.option("--model", type=INPUT, metavar="NEW", help="The new file: also show what was done for each tensor.")
+@click.option("--data", metavar="NAME", help="PATCH makes this external data file of the ONNX model NEW.")
+@click.option("-o", "--output", "form", type=click.Choice(["table", "json", "yaml"]), default="table")
+def inspect(patch: Path, model: Path | None, data: str | None, form: str) -> None:
     """Show which file PATCH starts from, which it makes, and out of what. Its bytes are proven only by applying it."""
-    from common import delta as codec
+    from common import delta as codecs
 
     with FileSource(patch) as source:
-        summary = codec.inspect(source)
-    if form == "json":
-        import msgspec
-
-        click.echo(msgspec.json.format(msgspec.json.encode(summary), indent=2))
+        summary = codecs.inspect(source, () if model is None else _tensors(model, source, data))
+    output = Output(form)
+    if output.is_table:
+        _print_tables(summary)
     else:
-        _print_table(summary)
+        output.document(summary)
 
 
-def _print_table(summary: "PatchSummary") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(soft_wrap=True)
-    console.print(f"codec   {summary.codec}", highlight=False)
-    console.print(f"base    {summary.base.digest}  {summary.base.size} bytes", highlight=False)
-    console.print(f"target  {summary.target.digest}  {summary.target.size} bytes", highlight=False)
-    console.print(f"patch   {summary.patch_bytes} bytes{_share(summary)}", highlight=False)
-    table = Table("operation", box=None)
-    for heading in ("count", "bytes of the target", "bytes in the patch"):
-        table.add_column(heading, justify="right")
-    for kind in summary.operations:
-        table.add_row(kind.kind, str(kind.count), str(kind.output_bytes), str(kind.patch_bytes))
-    console.print(table)
+def _print_tables(summary: "PatchSummary") -> None:
+    head = {
+        "codec": summary.codec,
+        "base": f"sha256:{summary.base}…  {summary.base_bytes} bytes",
+        "target": f"sha256:{summary.target}…  {summary.target_bytes} bytes",
+        "patch": f"{summary.patch_bytes} bytes{_share(summary.patch_bytes, summary.target_bytes)}",
+    }
+    click.echo(table([[name, value] for name, value in head.items()]))
+    rows = [[kind.kind, str(kind.count), str(kind.output_bytes), str(kind.patch_bytes)] for kind in summary.operations]
+    click.echo("\n" + table([["OPERATION", "COUNT", "BYTES OF THE TARGET", "BYTES IN THE PATCH"], *rows]))
+    if summary.tensors:
+        tensors = [[one.name, _type(one), _ways(one), str(one.patch_bytes)] for one in summary.tensors]
+        click.echo("\n" + table([["TENSOR", "TYPE", "HOW", "BYTES IN THE PATCH"], *tensors]))
 
 
-def _share(summary: "PatchSummary") -> str:
-    if not summary.target.size:
-        return ""
-    return f", {100 * summary.patch_bytes / summary.target.size:.2f} % of the new file's {summary.target.size}"
+def _type(tensor: "TensorTotals") -> str:
+    return f"{tensor.dtype.lower()}[{','.join(map(str, tensor.shape))}]"
+
+
+def _ways(tensor: "TensorTotals") -> str:
+    """The kinds of operation that write a tensor, the one that writes most first, with its share if there are more."""
+    whole = sum(tensor.output_bytes.values())
+    ways = sorted(tensor.output_bytes.items(), key=lambda way: -way[1])
+    return ", ".join(kind if len(ways) == 1 else f"{kind} {100 * length / whole:.0f} %" for kind, length in ways)
+
+
+def _weights(source: FileSource, path: Path, model: Path | None, field: str) -> "tuple[Weight, ...] | None":
+    """The tensors in the data file at `path` as `model` describes it; None if the file describes itself."""
+    if model is None:
+        return None
+    from common.artifact.weights import external_weights
+
+    with FileSource(model) as description:
+        found = external_weights(description, path.name, source.size)
+    if not found:
+        fix = f"name the model that refers to {path.name!r}, and do not rename its data file"
+        raise InvalidInput(f"{model} keeps no weights in {path.name!r}", field=field, fix=fix)
+    return found
+
+
+def _tensors(model: Path, patch: FileSource, data: str | None) -> "tuple[Weight, ...]":
+    from common import delta as codecs
+    from common.artifact.weights import external_weights, weights
+
+    with FileSource(model) as source:
+        if data is not None:
+            return external_weights(source, data, codecs.inspect(patch).target_bytes)
+        return weights(source)
+
+
+def _reference(digest: str, size: int) -> ArtifactRef:
+    try:
+        return msgspec.convert({"digest": digest, "size": size}, ArtifactRef)
+    except msgspec.ValidationError as error:
+        fix = "give sha256: and 64 hex digits"
+        raise InvalidInput(f"{digest!r} is not a digest", field="target", fix=fix) from error
+
+
+def _share(patch_bytes: int, size: int) -> str:
+    return f", {100 * patch_bytes / size:.3g} % of the new file's {size}" if size else ""
 
 
 def _counting(sink: Callable[[bytes], object], total: int, report: Report | None) -> Callable[[bytes], object]:

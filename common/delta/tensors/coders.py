@@ -7,7 +7,11 @@ wants; the stream has no say in what is allocated.
 
 A stream of no values is empty. Any other begins with a byte `form << 2 | log2(width in bytes)`. The forms: 0 all values
 are the same, one value follows; 1 the values follow, little-endian; 2 one chunk of pcodec in classic mode without delta
-encoding, its metadata (the first byte, always zero, is left out) and its only page; 3 tokens and low bits.
+encoding, its metadata (the first byte, always zero, is left out) and its only page; 3 tokens and low bits; 4 (pcodec
+only) noise: a byte `shift`, a multiple of 4, then a part with the values shifted right by that, in form 0, 1 or 2, then
+the low bits as they are: the lowest byte of every value, the next byte of every value, and so on, and where four bits
+are left over, those of two values in a byte, the first in its lower half. Where the low bits tell nothing, leaving them
+out lets the model of the others be smaller.
 
 Form 3: a value becomes a natural number by zigzag. Numbers below 8 are tokens themselves; a larger one of b bits is
 token 4 (b - 2) + (the two bits below its highest), and its lowest b - 3 bits, which are close to noise, follow in
@@ -34,10 +38,20 @@ except ImportError:  # no wheel for this platform: such a device announces only 
 
 Integers = NDArray[Any]
 
-CONSTANT, PLAIN, PCODEC, TOKENS = range(4)
+CONSTANT, PLAIN, PCODEC, TOKENS, NOISE = range(5)
 
 PCO_LEVEL: Final = 8
-"""Higher levels take up to six times as long for 0.2 %."""
+PCO_LEVEL_NARROW: Final = 12
+"""For values of few bits; for wide ones it takes six times as long for 0.2 %."""
+NARROW_BITS: Final = 7
+"""Up to this length, as the mean of magnitudes, values count as narrow; noise is only what lies below as many bits."""
+KEPT_BITS: Final = 5
+"""Bits of the mean magnitude that are never taken for noise."""
+NOISE_VALUES_MIN: Final = 128
+LOOK_VALUES: Final = 16 * 1024
+"""About so many values are looked at to choose how all are written."""
+NOISE_LOSS_MAX: Final = 0.002
+"""Bits per value that may be lost by taking low bits for noise."""
 PCO_HEADER: Final = b"\x04\x01"
 """The header of pcodec's wrapped format: version 4.1."""
 ZSTD_LEVEL: Final = 19
@@ -62,23 +76,40 @@ class _Pco:
     name = "pco"
 
     def __init__(self) -> None:
-        self._config = pcodec.ChunkConfig(
-            compression_level=PCO_LEVEL,
-            delta_spec=pcodec.DeltaSpec.no_op(),
-            mode_spec=pcodec.ModeSpec.classic(),
-            enable_8_bit=True,
-        )
         self._writer = wrapped.FileCompressor()
         self._reader, _ = wrapped.FileDecompressor.new(PCO_HEADER)
 
     def pack(self, values: Integers) -> bytes:
-        return _pack(values, PCODEC, self._chunk)
+        values = np.ascontiguousarray(values).view(f"<i{values.itemsize}")
+        shift = _noise_bits(values)
+        if not shift:
+            return _pack(values, PCODEC, self._chunk)
+        head = bytes([NOISE << 2 | values.itemsize.bit_length() - 1, shift])
+        return head + part(_pack(values >> shift, PCODEC, self._chunk)) + _pack_low_bits(values, shift)
 
     def unpack(self, data: bytes, count: int, dtype: np.dtype[Any]) -> Integers:
-        return _unpack(data, count, dtype, PCODEC, self._values)
+        if not data or data[0] >> 2 != NOISE:
+            return _unpack(data, count, dtype, PCODEC, self._values)
+        width = 1 << (data[0] & 3)
+        reader = Payload(data, 1)
+        shift = reader.byte()
+        if width > dtype.itemsize or shift % 4 or not 0 < shift < 8 * width:
+            raise IntegrityFailure("a stream of integers in a payload has an impossible shift")
+        values = _unpack(reader.part(), count, np.dtype(f"<i{width}"), PCODEC, self._values) << shift
+        _unpack_low_bits(values, shift, reader)
+        reader.end()
+        out: Integers = values.astype(f"<i{dtype.itemsize}", copy=False).view(dtype)
+        return out
 
     def _chunk(self, values: Integers) -> bytes:
-        chunk = self._writer.chunk_compressor(values, self._config)
+        narrow = _mean_bits(values[:: 1 + len(values) // LOOK_VALUES]) <= NARROW_BITS
+        config = pcodec.ChunkConfig(
+            compression_level=PCO_LEVEL_NARROW if narrow else PCO_LEVEL,
+            delta_spec=pcodec.DeltaSpec.no_op(),
+            mode_spec=pcodec.ModeSpec.classic(),
+            enable_8_bit=True,
+        )
+        chunk = self._writer.chunk_compressor(values, config)
         return bytes(chunk.write_meta()[1:] + chunk.write_page(0))
 
     def _values(self, data: bytes, count: int, dtype: np.dtype[Any]) -> Integers:
@@ -181,6 +212,51 @@ def _unpack(
 def _width(low: int, high: int) -> int:
     bits = max(high, ~low).bit_length() + 1
     return 1 if bits <= 8 else 2 if bits <= 16 else 4 if bits <= 32 else 8
+
+
+def _mean_bits(values: Integers) -> int:
+    """The length of the mean magnitude."""
+    return int(np.abs(values.astype(np.float64)).mean()).bit_length()
+
+
+def _noise_bits(values: Integers) -> int:
+    """How many low bits to leave as they are; a multiple of 4."""
+    if len(values) < NOISE_VALUES_MIN or values.itemsize == 1:
+        return 0
+    some = values[:: 1 + len(values) // LOOK_VALUES]
+    shift = (_mean_bits(some) - KEPT_BITS) // 4 * 4
+    places = {0, max(0, shift - 8)}
+    return shift if shift > 0 and all(_uniform(some, place, min(shift, 8)) for place in places) else 0
+
+
+def _uniform(values: Integers, place: int, bits: int) -> bool:
+    """Whether `bits` bits from `place` are noise: their entropy falls short of that by no more than chance does."""
+    counts = np.bincount((values >> place) & ((1 << bits) - 1), minlength=1 << bits)
+    counts = counts[counts > 0]
+    entropy = len(values) * np.log2(len(values)) - float((counts * np.log2(counts)).sum())
+    # The expected shortfall of n uniform draws from k values is near (k - 1) / (2 ln 2) bits (Miller, 1955).
+    chance = min((1 << bits) / (2 * np.log(2)), len(values))
+    return bool(len(values) * bits - entropy <= 1.3 * chance + NOISE_LOSS_MAX * len(values))
+
+
+def _pack_low_bits(values: Integers, shift: int) -> bytes:
+    planes = [(values >> place).astype(np.uint8).tobytes() for place in range(0, shift - 7, 8)]
+    if shift % 8:
+        nibbles = (values >> (shift - 4)).astype(np.uint8) & np.uint8(15)
+        nibbles = np.append(nibbles, np.zeros(len(values) % 2, np.uint8))
+        planes.append((nibbles[::2] | nibbles[1::2] << np.uint8(4)).tobytes())
+    return b"".join(planes)
+
+
+def _unpack_low_bits(values: Integers, shift: int, reader: Payload) -> None:
+    """Fill the lowest `shift` bits of `values`, which are zero."""
+    count = len(values)
+    for place in range(0, shift - 7, 8):
+        values |= np.frombuffer(reader.take(count), np.uint8).astype(values.dtype) << place
+    if shift % 8:
+        packed = np.frombuffer(reader.take(-(-count // 2)), np.uint8)
+        values[::2] |= (packed & 15).astype(values.dtype) << (shift - 4)
+        values[1::2] |= (packed >> 4).astype(values.dtype)[: count // 2] << (shift - 4)
 
 
 def _pack_tokens(values: Integers) -> bytes:

@@ -32,5 +32,5 @@ class Payload(Cursor):
 
     def end(self) -> None:
         """Refuse bytes that nobody has asked for."""
-        if not self.at_end:
+        if not self.ended():
             raise IntegrityFailure(f"{len(self._data) - self.place} bytes follow a payload")

@@ -5,6 +5,7 @@ A payload of `FRESH` is a byte that says how, and a stream. 0: the elements as i
 """
 
 import numpy as np
+from backports import zstd
 
 from common.delta.tensors.block import Bits, Block
 from common.delta.tensors.coders import Coder, deflate, inflate
@@ -13,15 +14,19 @@ from common.delta.tensors.framing import Payload
 from common.errors import IntegrityFailure
 
 NUMBERS, PLANES, PLAIN = range(3)
+LOOK_LEVEL = 1
+LOOK_SHARE = 1.02
+"""How near to the best a quick compression must come for a thorough one to be tried."""
 
 
 def pack_fresh(new: Bits, block: Block, coder: Coder) -> bytes:
     """The smallest form."""
-    candidates = [bytes([NUMBERS]) + coder.pack(_numbers(new, block))]
-    if new.itemsize > 1:
-        candidates.append(bytes([PLANES]) + deflate(_planes(new).tobytes()))
-    candidates.append(bytes([PLAIN]) + deflate(new.tobytes()))
-    return min(candidates, key=len)
+    best = bytes([NUMBERS]) + coder.pack(_numbers(new, block))
+    # Repetition is rare among weights and costly to look for, so first a look that costs little.
+    for form, data in ((PLANES, _planes(new).tobytes()), (PLAIN, new.tobytes())):
+        if len(zstd.compress(data, LOOK_LEVEL)) < LOOK_SHARE * len(best):
+            best = min(best, bytes([form]) + deflate(data), key=len)
+    return best
 
 
 def unpack_fresh(payload: bytes, block: Block, coder: Coder) -> Bits:

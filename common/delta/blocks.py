@@ -1,0 +1,172 @@
+"""From a pair of tensors to operations: blocks small enough for a device, each written the shortest way there is.
+
+A block is a run of whole rows where rows fit into one, else any run of elements. Blocks that did not change become
+copies, and those that no method makes shorter than they are become literals.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from common.artifact.protobuf import Span
+from common.artifact.source import ByteSource
+from common.artifact.weights import ELEMENT_BITS, Weight
+from common.delta.operations import Copy, Literal, Operation, TensorBlock, old_bytes
+from common.delta.pairing import Pair
+from common.delta.tensors import (
+    BLOCK_BYTES_MAX,
+    ELEMENTS_MAX,
+    Block,
+    Coder,
+    DType,
+    Method,
+    Plan,
+    best,
+    pack_low_rank,
+    plan_low_rank,
+)
+
+BLOCKS_AT_ONCE = 16
+"""Blocks that are worked on at a time; each takes about 20 MB."""
+FRESH_BYTES_MIN = 256
+"""A shorter run of new elements is written as a literal."""
+PLANNED_ELEMENTS_MAX = 16 * 1024 * 1024
+"""Of a matrix that is searched for a low rank; that takes up to 40 bytes for each."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Each(Protocol):
+    """Like `map` with one iterable: results in order, computed one by one or several at once."""
+
+    def __call__(self, function: Callable[[T], R], values: Iterable[T], /) -> Iterable[R]: ...
+
+
+class _Task(NamedTuple):
+    """Block `block` of the target at `start`, to be made from the base at `offset`."""
+
+    start: int
+    offset: int
+    block: Block
+    row: int = 0
+    """Of the tensor, with which the block begins."""
+    plan: Plan | None = None
+
+
+def tensor_operations(
+    pair: Pair, base: ByteSource, target: ByteSource, coder: Coder, each: Each
+) -> Iterator[Operation]:
+    """What writes the tensor `pair.new`, which has a partner in the base."""
+    new, old = pair.new, pair.old
+    if old is None:
+        raise ValueError(f"{new.name!r} has no partner")
+    if pair.same:
+        yield Copy(old.span.start, new.span.end - new.span.start)
+        return
+    shared, elements = _elements(new.kind, min(_count(old), _count(new))), _elements(new.kind, _count(new))
+    tasks = list(_tasks(new, DType[old.kind], new.span.start, old.span.start, shared))
+    begin = new.span.start + shared * DType[new.kind].bits.itemsize
+    plan = _plan(pair, base, target)
+    if plan is not None:
+        tasks = [task._replace(plan=plan) for task in tasks]
+    tasks += _tasks(new, None, begin, 0, elements - shared)
+    yield from _encoded(tasks, base, target, coder, each)
+
+
+def _plan(pair: Pair, base: ByteSource, target: ByteSource) -> Plan | None:
+    """Whether the difference of two matrices is a product of two thin ones, and of which."""
+    new, old = pair.new, pair.old
+    if old is None or len(new.shape) != 2 or (old.kind, old.shape) != (new.kind, new.shape):
+        return None
+    if math.prod(new.shape) > PLANNED_ELEMENTS_MAX or new.shape[1] != _columns(new, ELEMENTS_MAX):
+        return None
+    before, after = (
+        np.frombuffer(source.read_at(span.start, span.end - span.start), DType[new.kind].bits).reshape(new.shape)
+        for source, span in ((base, old.span), (target, new.span))
+    )
+    return plan_low_rank(before, after, DType[new.kind])
+
+
+def fresh_operations(
+    weight: Weight, span: Span, target: ByteSource, base: ByteSource, coder: Coder, each: Each
+) -> Iterator[Operation]:
+    """What writes the bytes `span` of the target, which lie in the tensor `weight`, without the base."""
+    item = DType[weight.kind].bits.itemsize
+    first = weight.span.start + -(-(span.start - weight.span.start) // item) * item
+    count = (span.end - first) // item
+    if count * item < FRESH_BYTES_MIN:
+        yield Literal(target.read_at(span.start, span.end - span.start))
+        return
+    if first > span.start:
+        yield Literal(target.read_at(span.start, first - span.start))
+    yield from _encoded(list(_tasks(weight, None, first, 0, count)), base, target, coder, each)
+    if first + count * item < span.end:
+        yield Literal(target.read_at(first + count * item, span.end - first - count * item))
+
+
+def _tasks(weight: Weight, old_dtype: DType | None, start: int, offset: int, elements: int) -> Iterator[_Task]:
+    """Blocks for `elements` of `weight`, which begin at `start` of the target and `offset` of the base."""
+    dtype = DType[weight.kind]
+    most = min(ELEMENTS_MAX, BLOCK_BYTES_MAX // dtype.bits.itemsize)
+    columns = _columns(weight, most)
+    step = most - most % columns if columns > 1 else most
+    done = 0
+    while done < elements:
+        count = min(step, elements - done)
+        block = Block(dtype, old_dtype, count, columns if columns > 1 and count % columns == 0 else count)
+        yield _Task(start, offset, block, done // columns)
+        start += count * dtype.bits.itemsize
+        offset += old_bytes(block)
+        done += count
+
+
+def _columns(weight: Weight, most: int) -> int:
+    """Elements in a row: all that one entry of the first axis holds, or one of the last if that is too long."""
+    if len(weight.shape) < 2:
+        return 1
+    for columns in (math.prod(weight.shape[1:]), weight.shape[-1]):
+        if 0 < columns <= most and (weight.kind != "I4" or columns % 2 == 0):
+            return _elements(weight.kind, columns)
+    return 1
+
+
+def _encoded(tasks: list[_Task], base: ByteSource, target: ByteSource, coder: Coder, each: Each) -> Iterator[Operation]:
+    def encode(task: _Task) -> Operation:
+        return _operation(task, base, target, coder)
+
+    waiting = iter(tasks)
+    while batch := list(islice(waiting, BLOCKS_AT_ONCE)):
+        yield from each(encode, batch)
+
+
+def _operation(task: _Task, base: ByteSource, target: ByteSource, coder: Coder) -> Operation:
+    start, offset, block = task.start, task.offset, task.block
+    new = target.read_at(start, block.count * block.dtype.bits.itemsize)
+    old = base.read_at(offset, old_bytes(block))
+    wanted = np.frombuffer(new, block.dtype.bits)
+    elements = None if block.old_dtype is None else np.frombuffer(old, block.old_dtype.bits)
+    if task.plan is not None and elements is not None:
+        payload = pack_low_rank(task.plan, task.row, elements, wanted, block, coder)
+        return TensorBlock(offset, block, Method.LOW_RANK, payload)
+    if old == new:
+        return Copy(offset, len(new))
+    found = best(elements, wanted, block, coder)
+    if found is None:
+        return Literal(new)
+    method, payload = found
+    if method == Method.FRESH:
+        block = block._replace(old_dtype=None)
+    return TensorBlock(offset, block, method, payload)
+
+
+def _count(weight: Weight) -> int:
+    return (weight.span.end - weight.span.start) * 8 // ELEMENT_BITS[weight.kind]
+
+
+def _elements(kind: str, count: int) -> int:
+    """Entries of the array in which `count` elements travel: two 4-bit ones share a byte."""
+    return (count + 1) // 2 if kind == "I4" else count

@@ -1,0 +1,95 @@
+"""The bytes of a model that are not weights: its graph, names, metadata, and the few bytes around each tensor.
+
+The parts between the tensors, put one after another, make the skeleton. Skeleton is compared with skeleton as two small
+files (`generic`); what comes out is put back to the places in the real files. For a file without known weights the
+skeleton is the file.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+from common.artifact.protobuf import Span
+from common.artifact.source import ByteSource
+from common.delta.generic import diff
+from common.delta.operations import Add, Copy, Literal
+
+
+class Gathered:
+    """Parts of a source, one after another, as a source."""
+
+    def __init__(self, source: ByteSource, spans: Sequence[Span]) -> None:
+        self._source = source
+        self._spans = [span for span in spans if span.end > span.start]
+        self._starts = [0, *accumulate(end - start for start, end in self._spans)]
+
+    @property
+    def size(self) -> int:
+        return self._starts[-1]
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        places = self.places(offset, max(0, min(length, self.size - offset)))
+        return b"".join(self._source.read_at(start, end - start) for start, end in places)
+
+    def places(self, offset: int, length: int) -> Iterator[Span]:
+        """Where in the source the `length` bytes from `offset` on are."""
+        index = bisect_right(self._starts, offset) - 1
+        while length:
+            span = self._spans[index]
+            start = span.start + offset - self._starts[index]
+            step = min(length, span.end - start)
+            yield Span(start, start + step)
+            offset, length, index = offset + step, length - step, index + 1
+
+
+class Skeleton:
+    """The operations for the target's skeleton, part by part."""
+
+    def __init__(
+        self, base: ByteSource, base_gaps: Sequence[Span], target: ByteSource, target_gaps: Sequence[Span]
+    ) -> None:
+        self._base = Gathered(base, base_gaps)
+        gathered = Gathered(target, target_gaps)
+        ours = Span(0, self._base.size)
+        self._operations = diff(self._base, (ours,), gathered, Span(0, gathered.size), shift=0)
+        self._rest: Copy | Add | Literal | None = None
+
+    def take(self, length: int) -> Iterator[Copy | Add | Literal]:
+        """What writes the next `length` bytes of the skeleton."""
+        while length:
+            operation = self._rest or next(self._operations)
+            head, self._rest = _cut(operation, length)
+            length -= head.length
+            yield from self._placed(head)
+
+    def _placed(self, operation: Copy | Add | Literal) -> Iterator[Copy | Add | Literal]:
+        if isinstance(operation, Literal):
+            yield operation
+            return
+        done = 0
+        for start, end in self._base.places(operation.offset, operation.length):
+            if isinstance(operation, Copy):
+                yield Copy(start, end - start)
+            else:
+                yield Add(start, operation.differences[done : done + end - start])
+            done += end - start
+
+
+def gaps(spans: Sequence[Span], size: int) -> list[Span]:
+    """What `spans`, in order, leave of a file of `size` bytes; some may be empty. One more than there are spans."""
+    starts = [0, *(span.end for span in spans)]
+    ends = [*(span.start for span in spans), size]
+    return [Span(start, end) for start, end in zip(starts, ends, strict=True)]
+
+
+def _cut(operation: Copy | Add | Literal, length: int) -> tuple[Copy | Add | Literal, Copy | Add | Literal | None]:
+    """The first `length` bytes of what `operation` writes, and the rest if there is any."""
+    if operation.length <= length:
+        return operation, None
+    match operation:
+        case Literal(data):
+            return Literal(data[:length]), Literal(data[length:])
+        case Copy(offset, whole):
+            return Copy(offset, length), Copy(offset + length, whole - length)
+        case Add(offset, differences):
+            return Add(offset, differences[:length]), Add(offset + length, differences[length:])
