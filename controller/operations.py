@@ -16,7 +16,7 @@ from common.errors import Conflict, IntegrityFailure, NotFound
 from common.ids import DeviceId, ModelName, ReleaseRef
 from common.trust import Signer
 from controller.devices import Device, next_generation
-from controller.orders import Terms, improvable, load_catalogue, make_order
+from controller.orders import Terms, Ways, improvable, load_catalogue, make_order
 from controller.rollouts import commands
 from controller.rollouts.judgement import OPEN
 from controller.rollouts.model import Execution, ExecutionState, Preview, Rollout, RolloutSpec
@@ -136,6 +136,7 @@ def commit(
 ) -> None:
     """Store what a plan decided about `rollout`; orders are made and signed here, and sent later."""
     executions: dict[DeviceId, Execution] = {}
+    ways = Ways(tx)
     for action in actions:
         match action:
             case Notify() | Revert():
@@ -148,6 +149,7 @@ def commit(
                     changed=rollout.spec.release.model,
                     terms=_terms(rollout.spec),
                     traceparent=traceparent,
+                    ways=ways,
                 )
                 executions[action.execution.device] = action.execution
             case UpdateExecution():
@@ -157,7 +159,9 @@ def commit(
             case RequestPatch():
                 _request_patch(tx, action.key, now)
             case Renew():
-                _renew(tx, action.device, signer, now, traceparent)
+                known = tx.devices.get(action.device)
+                if known is not None:  # it has not left the fleet since
+                    make_order(tx, known, signer, now=now, traceparent=traceparent, ways=ways)
             case _:
                 assert_never(action)
     _store(tx, rollout, list(executions.values()), now)
@@ -177,13 +181,6 @@ def _reassigned(tx: Transaction, model: ModelName, action: Notify | Revert) -> D
 
 def _terms(spec: RolloutSpec) -> Terms:
     return Terms(probation_s=spec.probation_s, max_bytes=spec.max_bytes, on_exceed=spec.on_exceed)
-
-
-def _renew(tx: Transaction, name: DeviceId, signer: Signer, now: float, traceparent: str | None) -> None:
-    """Tell a device again what it was told, with the ways that there are now."""
-    device = tx.devices.get(name)
-    if device is not None:
-        make_order(tx, device, signer, now=now, traceparent=traceparent)
 
 
 def _request_patch(tx: Transaction, key: PatchKey, now: float) -> None:

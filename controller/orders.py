@@ -39,6 +39,32 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 PLAIN_TERMS = Terms()
 
 
+class Ways:
+    """The ways to files for the devices of one unit of work. Most are alike, and looked up for only once."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self._tx = tx
+        self._catalogues: dict[object, Catalogue] = {}
+        self._offers: dict[object, tuple[DesiredFile, ...]] = {}
+
+    def to(self, files: tuple[tuple[str, ArtifactRef], ...], device: Device) -> tuple[DesiredFile, ...]:
+        """The files, by name, as `device` is ordered to have them."""
+        held, codecs = _held(device), _codecs(device)
+        offers = self._offers.get((files, held, codecs))
+        if offers is None:
+            catalogue = self._catalogue(tuple(file for _, file in files if file.digest not in held), held)
+            offers = tuple(offered(name, file, held, codecs, catalogue) for name, file in files)
+            self._offers[files, held, codecs] = offers
+        return offers
+
+    def _catalogue(self, missing: tuple[ArtifactRef, ...], held: frozenset[Digest]) -> Catalogue:
+        if not missing or not held:
+            return Catalogue()
+        if (missing, held) not in self._catalogues:
+            self._catalogues[missing, held] = load_catalogue(self._tx, missing, held)
+        return self._catalogues[missing, held]
+
+
 def first_order(tx: Transaction, device: Device, signer: Signer, now: float) -> Device:
     """Store a device that joins, with its first order: generation 1, nothing to run. The device as it is stored."""
     return make_order(tx, device, signer, now=now)
@@ -53,14 +79,17 @@ def make_order(
     changed: ModelName | None = None,
     terms: Terms = PLAIN_TERMS,
     traceparent: str | None = None,
+    ways: Ways | None = None,
 ) -> Device:
     """Store `device` (its `assigned` is what it should run) with a new, signed, unpublished order for it.
 
     `changed` is the model that this order is about; it is taken on `terms`, and is new even if its version is
-    the one of the last order (a retry lifts the quarantine). The device as it is stored.
+    the one of the last order (a retry lifts the quarantine). `ways` is for who makes several orders. The device as it
+    is stored.
     """
     device = replace(device, generation=next_generation(device))
-    desired = desired_state(tx, device, now=now, changed=changed, terms=terms, traceparent=traceparent)
+    ways = ways or Ways(tx)
+    desired = desired_state(tx, device, ways, now=now, changed=changed, terms=terms, traceparent=traceparent)
     envelope = signer.sign(DESIRED_PAYLOAD_TYPE, _encoded(desired, changed))
     tx.orders.put(
         Order(
@@ -78,6 +107,7 @@ def make_order(
 def desired_state(
     tx: Transaction,
     device: Device,
+    ways: Ways,
     *,
     now: float,
     changed: ModelName | None = None,
@@ -95,7 +125,7 @@ def desired_state(
         order, agreed = device.generation, terms
         if name != changed and before is not None and before.version == version:
             order, agreed = before.order, _terms_of(before)
-        models.append(_desired_model(tx, device, release, order, agreed))
+        models.append(_desired_model(ways, device, release, order, agreed))
     return DesiredState(
         device=device.id, generation=device.generation, issued_at=now, models=tuple(models), traceparent=traceparent
     )
@@ -116,17 +146,15 @@ def improvable(tx: Transaction, devices: Iterable[Device], model: ModelName) -> 
 
     Waiting is what they say themselves; what they could do is judged by their order and what they hold.
     """
-    known: dict[object, Catalogue] = {}
+    ways = Ways(tx)
+    waiting = [device for device in devices if _waits(device, model)]
     found = set()
-    for device in devices:
+    for device in waiting:
         wanted = next((one for one in _last_models(tx, device.id) if one.model == model), None)
-        if wanted is None or wanted.max_bytes is None or not _waits(device, wanted):
+        if wanted is None or wanted.max_bytes is None:
             continue
-        held, codecs = _held(device), _codecs(device)
-        key = (held, wanted.manifest, wanted.variant)
-        if key not in known:
-            known[key] = load_catalogue(tx, [file.artifact for file in wanted.files], held)
-        now = [offered(file.name, file.artifact, held, codecs, known[key]) for file in wanted.files]
+        held = _held(device)
+        now = ways.to(tuple((file.name, file.artifact) for file in wanted.files), device)
         if update_bytes(now, wanted.manifest, held) < update_bytes(wanted.files, wanted.manifest, held):
             found.add(device.id)
     return frozenset(found)
@@ -161,19 +189,22 @@ def _parts_list(tx: Transaction, digest: Digest) -> PartsList | None:
     return None if known is None or file is None else PartsList(file, known.index, known.data)
 
 
-def _waits(device: Device, wanted: DesiredModel) -> bool:
-    entry = reported_model(device, wanted.model)
-    return entry is not None and entry.target == wanted.version and entry.phase == "fetching" and bool(entry.detail)
+def _waits(device: Device, model: ModelName) -> bool:
+    """Whether the device says that it cannot go on fetching what it should run."""
+    entry = reported_model(device, model)
+    if entry is None or entry.phase != "fetching" or not entry.detail:
+        return False
+    return entry.target == device.assigned.get(model)
 
 
-def _desired_model(tx: Transaction, device: Device, release: Release, order: int, terms: Terms) -> DesiredModel:
+def _desired_model(ways: Ways, device: Device, release: Release, order: int, terms: Terms) -> DesiredModel:
     name = _variant(device, release.manifest)
     return DesiredModel(
         model=release.ref.model,
         version=release.ref.version,
         variant=name,
         manifest=release.envelope,
-        files=_files(tx, device, release.manifest.variants[name]),
+        files=ways.to(_files(release.manifest.variants[name]), device),
         order=order,
         probation_s=terms.probation_s,
         max_bytes=terms.max_bytes,
@@ -181,13 +212,10 @@ def _desired_model(tx: Transaction, device: Device, release: Release, order: int
     )
 
 
-def _files(tx: Transaction, device: Device, variant: Variant) -> tuple[DesiredFile, ...]:
+def _files(variant: Variant) -> tuple[tuple[str, ArtifactRef], ...]:
     """The files of a variant, the ONNX file first."""
-    held, codecs = _held(device), _codecs(device)
-    missing = [file for file in variant.files.values() if file.digest not in held]
-    catalogue = load_catalogue(tx, missing, held) if held and missing else Catalogue()
-    names = [variant.model, *sorted(variant.files.keys() - {variant.model})]
-    return tuple(offered(name, variant.files[name], held, codecs, catalogue) for name in names)
+    names = (variant.model, *sorted(variant.files.keys() - {variant.model}))
+    return tuple((name, variant.files[name]) for name in names)
 
 
 def _terms_of(model: DesiredModel) -> Terms:

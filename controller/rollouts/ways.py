@@ -46,18 +46,18 @@ def cheapest_chain(held: Set[Digest], target: Digest, patches: Iterable[PatchOff
     Of equally cheap chains a shorter one. Empty when there is none, or nothing to do.
     """
     ordered = sorted(patches, key=_by_size)
-    best: dict[Digest, tuple[PatchOffer, ...]] = dict.fromkeys(held, ())
+    best: dict[Digest, tuple[int, tuple[PatchOffer, ...]]] = dict.fromkeys(held, (0, ()))
     for _ in range(CHAIN_LENGTH_MAX):
         longer = dict(best)
         for patch in ordered:
             if patch.base not in best:
                 continue
-            chain = (*best[patch.base], patch)
+            cost, chain = best[patch.base][0] + patch.patch.size, (*best[patch.base][1], patch)
             known = longer.get(patch.target.digest)
-            if known is None or (chain_bytes(chain), len(chain)) < (chain_bytes(known), len(known)):
-                longer[patch.target.digest] = chain
+            if known is None or (cost, len(chain)) < (known[0], len(known[1])):
+                longer[patch.target.digest] = (cost, chain)
         best = longer
-    return best.get(target, ())
+    return best.get(target, (0, ()))[1]
 
 
 def chain_bytes(chain: Iterable[PatchOffer]) -> int:
