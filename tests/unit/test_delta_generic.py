@@ -119,6 +119,16 @@ def test_code_that_moved_with_other_addresses_in_it_becomes_differences_that_are
     assert patch_bytes(base, target, found) < 20_000
 
 
+def test_the_border_of_what_moved_goes_where_most_bytes_agree() -> None:
+    old = np.frombuffer(NOISE, np.uint8, 2_400_000).copy()
+    new = np.delete(old, np.arange(1_000_000, 1_000_500))
+    new[999_900:1_000_100:7] += 1
+    found = operations(old.tobytes(), new.tobytes())
+    changed = [operation for operation in found if isinstance(operation, Add)]
+    assert not any(isinstance(operation, Literal) for operation in found)
+    assert sum(np.count_nonzero(np.frombuffer(each.differences, np.uint8)) for each in changed) < 40
+
+
 def test_a_graph_with_all_names_changed_goes_as_literals_with_the_old_one_as_prefix() -> None:
     target = NAMES.replace(b"/model/", b"/net/").replace(b"Conv", b"Gemm")
     found = operations(NAMES, target)

@@ -47,12 +47,13 @@ def diff(
     laid_over = list(found)
     if len(laid_over) > 1 or any(isinstance(operation, Literal) for operation in laid_over):
         everything = Literal(target.read_at(target_span.start, target_span.end - target_span.start))
-        candidates = [laid_over, [everything], *_parsed(base, base_spans, target, target_span, shift or 0)]
+        candidates: list[list[Copy | Add | Literal]] = [laid_over, [everything]]
+        candidates += _parsed(base, base_spans, target, target_span, shift or 0)
         prices = [
             pricing.written_bytes(candidate, target_span.start, base, base_spans, target.size)
             for candidate in candidates
         ]
-        laid_over = list(candidates[prices.index(min(prices))])
+        laid_over = candidates[prices.index(min(prices))]
     yield from laid_over
 
 
