@@ -3,6 +3,7 @@
     models/{model}/{a|b}/{file}           the release's files, each under its own name
     models/{model}/{a|b}/manifest.json    its signed manifest, as it came
     models/{model}/{a|b}.new/             a slot in the making
+    models/{model}/{a|b}.old/             the slot whose place it takes, for that moment
     downloads/{sha256 hex}[.part]         files, patches, indexes and ranges, finished or under way
     downloads/{sha256 hex}.made           a file in the middle of a chain of patches, for as long as it takes
 
@@ -32,6 +33,7 @@ SLOTS: tuple[Slot, ...] = ("a", "b")
 PART_SUFFIX = ".part"
 MADE_SUFFIX = ".made"
 NEW_SUFFIX = ".new"
+OLD_SUFFIX = ".old"
 BLOCK_BYTES = 1024 * 1024
 RESERVE_BYTES = 16 * 1024 * 1024
 """Room that an update leaves free: for the journal, the telemetry spool, and the rest of the machine."""
@@ -92,19 +94,22 @@ class Slots:
         Until then the files of `slot` can be read, so a release may be made from the one that it replaces.
         """
         folder = self._models / model / slot
-        new = folder.with_name(slot + NEW_SUFFIX)
+        new, old = folder.with_name(slot + NEW_SUFFIX), folder.with_name(slot + OLD_SUFFIX)
         with explaining_full_disk(folder):
             _remove(new)
             new.mkdir(parents=True)
             try:
                 yield NewSlot(new)
                 write_file(new / MANIFEST_FILE, manifest)  # and with it the names of all files are on the disk
-                _remove(folder)
+                _remove(old)
+                if folder.exists():
+                    folder.rename(old)
                 new.rename(folder)
             finally:
                 _remove(new)
             fsync_folder(folder.parent)
             fsync_folder(self._models)
+            _remove(old)
 
     @contextmanager
     def intermediate(self, ref: ArtifactRef, fill: Callable[[Sink], object]) -> Iterator[Path]:
@@ -140,7 +145,13 @@ class Slots:
         self.download_path(digest).unlink(missing_ok=True)
 
     def sweep(self, slots: Collection[tuple[ModelName, Slot]], downloads: Iterable[Digest]) -> None:
-        """Remove every file that is in none of `slots` and no download of one of `downloads`."""
+        """Remove every file that is in none of `slots` and no download of one of `downloads`.
+
+        A slot that was to be replaced in the moment of a crash is put back first: the new one may be made from it.
+        """
+        for old in self._models.glob(f"*/*{OLD_SUFFIX}"):
+            if not old.with_suffix("").exists():
+                old.rename(old.with_suffix(""))
         wanted = {hex_of(digest) for digest in downloads}
         for file in self._downloads.iterdir():
             if file.name.removesuffix(PART_SUFFIX) not in wanted:

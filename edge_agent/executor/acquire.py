@@ -19,7 +19,7 @@ from common.wire import DesiredFile, DesiredModel, PartsOffer
 from edge_agent.executor import filling
 from edge_agent.executor.parts import Parts
 from edge_agent.executor.ranges import Assembly, read_assembly
-from edge_agent.executor.spending import Overspent, Spending
+from edge_agent.executor.spending import Spending
 from edge_agent.executor.threads import in_thread
 from edge_agent.fetch import Ranges
 from edge_agent.update import (
@@ -57,8 +57,6 @@ class Acquisition:
             return ev.OverBudget(at=self._now(), needs=plan.needs, budget=plan.budget, spent=spending.tally())
         try:
             event = await self._fetch(state, plan, spending)
-        except Overspent:
-            return await self._overspent(state, spending)
         except filling.Ended as end:
             event = end.event
         return (
@@ -89,17 +87,8 @@ class Acquisition:
         )
         return ev.Built(at=self._now(), candidate=candidate)
 
-    async def _overspent(self, state: ModelState, spending: Spending) -> ev.OverBudget:
-        """A download came wrong, was begun again, and would have broken the budget."""
-        here = await asyncio.to_thread(self._here)
-        unlimited = replace(self.target, max_bytes=None)
-        plan = choose(unlimited, self._local(state, here, spending.total))
-        further = plan.bytes if isinstance(plan, Plan) else 0
-        budget = self.target.max_bytes or 0
-        return ev.OverBudget(at=self._now(), needs=spending.total + further, budget=budget, spent=spending.tally())
-
     async def _fetch(self, state: ModelState, plan: Plan, spending: Spending) -> ev.Event:
-        """What the plan says. Raises `Overspent`, and `Ended` when an offer is of no use."""
+        """What the plan says. Raises `Ended` when an offer is of no use."""
         try:
             await self._fetch_manifest(state, spending)
             self._variant = agreed_variant(self._envelope, self._parts.keys, self.target)
@@ -171,7 +160,8 @@ class Acquisition:
     ) -> None:
         name = name or ref.digest
         destination = self._parts.slots.download_path(name)
-        transfer = await self._parts.fetcher.fetch(ref, destination, spending.meter(name), ranges)
+        # The plan fits; but a download that turns out damaged is begun again, and that may not fit.
+        transfer = await self._parts.fetcher.fetch(ref, destination, spending.meter(name), ranges, spending.left)
         spending.finished(name, transfer)
 
     def _here(self) -> dict[Digest, int]:

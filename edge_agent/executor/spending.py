@@ -1,8 +1,7 @@
 """What getting a release has cost: bytes over the network by download, against the order's budget.
 
 One `Spending` belongs to one try. It starts with what lies on the disk and was never counted, because the program died
-before it could tell, and ends in the `Tally` of the event that the try ends in. A download that would break the budget
-after all (bytes that came wrong are fetched again) is stopped.
+before it could tell, and ends in the `Tally` of the event that the try ends in.
 """
 
 from collections.abc import Mapping
@@ -11,10 +10,6 @@ from common.ids import Digest
 from common.wire import DesiredModel, Strategy
 from edge_agent.fetch import OnProgress, Transfer
 from edge_agent.update import Tally
-
-
-class Overspent(Exception):
-    """One more block would have been more than the order allows."""
 
 
 class Spending:
@@ -33,13 +28,16 @@ class Spending:
         """Bytes that the update has moved so far, all tries together."""
         return self._told.bytes_transferred + sum(self._untold.values()) + sum(self._moved.values())
 
+    @property
+    def left(self) -> int | None:
+        """Bytes that the order still allows; None: any number."""
+        return None if self._budget is None else max(0, self._budget - self.total)
+
     def meter(self, name: Digest) -> OnProgress:
         """What to tell the progress of a download to."""
 
         def progress(moved: int, _total: int) -> None:
             self._moved[name] = moved
-            if self._budget is not None and self.total > self._budget:
-                raise Overspent
 
         return progress
 

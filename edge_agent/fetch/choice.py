@@ -30,12 +30,19 @@ class Fetcher:
         self._busy: weakref.WeakValueDictionary[Digest, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def fetch(
-        self, ref: ArtifactRef, destination: Path, on_progress: OnProgress | None = None, ranges: Ranges | None = None
+        self,
+        ref: ArtifactRef,
+        destination: Path,
+        on_progress: OnProgress | None = None,
+        ranges: Ranges | None = None,
+        moved_max: int | None = None,
     ) -> Transfer:
         """See `Fetching.fetch`; the result says which way was taken."""
         lock = self._busy.setdefault(ref.digest, asyncio.Lock())
         async with lock:
-            return await fetch_by(self._ways(total(ref, ranges)), ref, destination, on_progress, ranges)
+            return await fetch_by(
+                self._ways(total(ref, ranges)), ref, destination, on_progress, ranges=ranges, moved_max=moved_max
+            )
 
     def _ways(self, size: int) -> tuple[Mover, ...]:
         if self._chunks is not None and self._chunks.connected and size <= self._mqtt_bytes_max:

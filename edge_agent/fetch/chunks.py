@@ -56,10 +56,15 @@ class ChunkFetcher:
         return self._link.connected
 
     async def fetch(
-        self, ref: ArtifactRef, destination: Path, on_progress: OnProgress | None = None, ranges: Ranges | None = None
+        self,
+        ref: ArtifactRef,
+        destination: Path,
+        on_progress: OnProgress | None = None,
+        ranges: Ranges | None = None,
+        moved_max: int | None = None,
     ) -> Transfer:
         """See `Fetching.fetch`."""
-        return await fetch_by((self,), ref, destination, on_progress, ranges)
+        return await fetch_by((self,), ref, destination, on_progress, ranges=ranges, moved_max=moved_max)
 
     async def move(self, partial: Partial, on_progress: OnProgress) -> None:
         """See `Mover.move`."""

@@ -38,10 +38,15 @@ class HttpFetcher:
         self._pace = pace
 
     async def fetch(
-        self, ref: ArtifactRef, destination: Path, on_progress: OnProgress | None = None, ranges: Ranges | None = None
+        self,
+        ref: ArtifactRef,
+        destination: Path,
+        on_progress: OnProgress | None = None,
+        ranges: Ranges | None = None,
+        moved_max: int | None = None,
     ) -> Transfer:
         """See `Fetching.fetch`."""
-        return await fetch_by((self,), ref, destination, on_progress, ranges)
+        return await fetch_by((self,), ref, destination, on_progress, ranges=ranges, moved_max=moved_max)
 
     async def move(self, partial: Partial, on_progress: OnProgress) -> None:
         """See `Mover.move`."""
@@ -71,6 +76,7 @@ class HttpFetcher:
                 raise IntegrityFailure("the controller answered with the whole file where a range was asked for")
             if partial.size and partial.whole:
                 partial.restart()
+                partial.check_limit()
                 return partial.missing
         elif response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise IntegrityFailure(f"the controller's {partial.ref.digest} is shorter than what is here")

@@ -19,7 +19,7 @@ from typing import Self
 from common.artifact import ArtifactRef, hex_of
 from common.artifact.protobuf import Span
 from common.durable import PRIVATE_MODE, commit_file, explaining_full_disk
-from common.errors import IntegrityFailure
+from common.errors import IntegrityFailure, Unavailable
 from common.wire.messages import Transport
 from edge_agent.fetch.transfer import Ranges
 
@@ -34,8 +34,11 @@ class Partial:
     `moved` what was appended since, `transport` how the last of that came.
     """
 
-    def __init__(self, ref: ArtifactRef, destination: Path, ranges: Ranges | None = None) -> None:
+    def __init__(
+        self, ref: ArtifactRef, destination: Path, ranges: Ranges | None = None, moved_max: int | None = None
+    ) -> None:
         self.ref = ref
+        self.moved_max = moved_max
         self.whole = ranges is None
         self.path = partial_path(ref, destination, ranges)
         self.total = total(ref, ranges)
@@ -89,6 +92,12 @@ class Partial:
                 view = view[written:]
             if self._unflushed >= FLUSH_BYTES:
                 self._flush()
+
+    def check_limit(self) -> None:
+        """Raise `Unavailable` when the missing bytes are more than may still be moved."""
+        if self.moved_max is not None and self.moved + self.missing > self.moved_max:
+            message = f"{self.missing} bytes must be fetched, {self.moved_max - self.moved} may be"
+            raise Unavailable(message, fix="what the update costs is looked at again")
 
     def restart(self) -> None:
         """Forget what came so far."""

@@ -29,14 +29,17 @@ async def fetch_by(
     ref: ArtifactRef,
     destination: Path,
     on_progress: OnProgress | None,
+    *,
     ranges: Ranges | None = None,
+    moved_max: int | None = None,
 ) -> Transfer:
     """`Fetching.fetch` by the first of `movers` that works; a later one goes on where an earlier one gave up."""
     if await asyncio.to_thread(holding(ref, ranges), destination):
         return Transfer(bytes=0, resumed_bytes=total(ref, ranges), transport="none")
-    with await asyncio.to_thread(Partial, ref, destination, ranges) as partial:
+    with await asyncio.to_thread(Partial, ref, destination, ranges, moved_max) as partial:
         while True:
             try:
+                partial.check_limit()
                 if partial.missing:
                     await _move(movers, partial, on_progress or _ignore)
                 await asyncio.to_thread(partial.finish)

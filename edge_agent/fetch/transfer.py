@@ -11,10 +11,7 @@ from common.artifact.protobuf import Span
 from common.wire.messages import CHUNK_BYTES_MAX, Transport
 
 OnProgress = Callable[[int, int], object]
-"""Called as bytes arrive, with how many this fetch has moved over the network so far, and how many it needs in all.
-
-What it raises ends the fetch; what came is kept.
-"""
+"""Called as bytes arrive, with how many this fetch has moved over the network so far, and how many it needs in all."""
 
 MIB = 1024 * 1024
 
@@ -57,11 +54,17 @@ class Fetching(Protocol):
     """One way to get an artifact."""
 
     async def fetch(
-        self, ref: ArtifactRef, destination: Path, on_progress: OnProgress | None = None, ranges: Ranges | None = None
+        self,
+        ref: ArtifactRef,
+        destination: Path,
+        on_progress: OnProgress | None = None,
+        ranges: Ranges | None = None,
+        moved_max: int | None = None,
     ) -> Transfer:
         """Put the artifact at `destination`, complete and verified, resuming what an earlier try left beside it.
 
-        With `ranges` only those of its bytes are fetched, and put there one after another.
+        With `ranges` only those of its bytes are fetched, and put there one after another. Gives up with `Unavailable`
+        rather than move more than `moved_max` bytes over the network.
 
         Raises `IntegrityFailure` when the bytes are wrong even from the start, `StorageFull` (what came is kept),
         `NotFound`, and `Unavailable` when trying again later may help.

@@ -1,8 +1,8 @@
 """A small controller for the agent's tests: it signs orders and manifests and serves blobs over real HTTP, with faults.
 
 `faults` maps a digest to what is wrong with it: `tamper` flips a byte, `truncate` sends half and closes, `missing` is
-404, `break_once` sends half of the first answer and closes. `sent` counts the bytes that left for each digest. The
-device's twin is here too: polls get the newest order, reports are kept in `reports`.
+404; `break_once` sends half of the first answer and closes, `tamper_once` flips a byte of it. `sent` counts the bytes
+that left for each digest. The device's twin is here too: polls get the newest order, reports are kept in `reports`.
 """
 
 from collections import Counter
@@ -160,7 +160,7 @@ class ReleaseDesk:
         if fault == "missing" or digest not in self.blobs:
             raise web.HTTPNotFound
         data = self.blobs[digest]
-        if fault == "tamper":
+        if fault in {"tamper", "tamper_once"}:
             data = data[:-1] + bytes([data[-1] ^ 1])
         asked = request.http_range
         body = data[asked]
@@ -173,8 +173,8 @@ class ReleaseDesk:
         await response.prepare(request)
         if fault in {"truncate", "break_once"}:
             body = body[: len(body) // 2]
-            if fault == "break_once":
-                del self.faults[digest]
+        if fault.endswith("_once"):
+            del self.faults[digest]
         self.sent[digest] += len(body)
         await response.write(body)
         if len(body) < int(headers["Content-Length"]) and request.transport:

@@ -136,6 +136,20 @@ def test_a_sweep_leaves_only_what_is_named(slots: Slots, tmp_path: Path) -> None
     }
 
 
+def test_a_slot_that_was_to_be_replaced_in_the_moment_of_a_crash_is_put_back(slots: Slots, tmp_path: Path) -> None:
+    put(slots)
+    model = tmp_path / "models/kinds"
+    (model / "a").rename(model / "a.old")
+    (model / "a.new").mkdir()
+    slots.sweep({(MODEL, "a")}, [])
+    assert slots.verify(MODEL, "a", FILES, MANIFEST_REF)
+    put(slots)
+    (model / "a.old").mkdir()  # and with the new one in its place, the old one goes
+    slots.sweep({(MODEL, "a")}, [])
+    assert slots.verify(MODEL, "a", FILES, MANIFEST_REF)
+    assert [path.name for path in model.iterdir()] == ["a"]
+
+
 def test_room_is_asked_for_with_the_reserve(tmp_path: Path) -> None:
     slots = Slots(tmp_path, reserve_bytes=100, free=lambda _: 1000)
     slots.make_room(900)
