@@ -34,10 +34,9 @@ from controller.rollouts.model import (
     RolloutSpec,
     RolloutState,
 )
-from controller.rollouts.ways import update_bytes
 from controller.store.port import Order, Patch, Release, Transaction
 from controller.store.sql import SqlStore, open_store
-from tests.simulation.device import CAPABILITIES, Flaw, SimulatedDevice
+from tests.simulation.device import CAPABILITIES, WAITS, Flaw, SimulatedDevice
 
 MODEL = ModelName("m")
 V1, V2 = Version("1"), Version("2")
@@ -59,38 +58,13 @@ class SteppingClock:
         return self.time
 
 
-class ThriftyDevice(SimulatedDevice):
-    """A device that keeps to the byte budget of its order, and looks at what each newer order offers."""
-
-    def follow(self, desired: DesiredState) -> None:
-        super().follow(desired)
-        renewed = next((model for model in desired.models if self.target and model.order == self.target.order), None)
-        self.target = renewed or self.target
-
-    def step(self, now: float, transfer_broke: bool = False) -> None:
-        if self.target is None or self.entry is None or self.entry.phase != "fetching" or not self.over_budget():
-            super().step(now, transfer_broke)
-        elif self.target.on_exceed == "defer":
-            self.entry = replace(self.entry, detail="waits for a cheaper way")
-        else:
-            self._finish("failed", now)
-            assert self.entry.last_update is not None
-            self.entry = replace(self.entry, last_update=replace(self.entry.last_update, reason="over_budget"))
-
-    def over_budget(self) -> bool:
-        assert self.target is not None
-        held = frozenset(self.report(0).held)
-        needed = update_bytes(self.target.files, self.target.manifest, held)
-        return self.target.max_bytes is not None and needed > self.target.max_bytes
-
-
 class Harbour:
     """The store, the fleet, and what the broker was given. `trouble` makes `publish` raise that many times."""
 
     def __init__(self, store: SqlStore, clock: SteppingClock, flaws: dict[Version, Flaw]) -> None:
         self.store = store
         self.clock = clock
-        self.fleet = {name: ThriftyDevice(name, flaws) for name in DEVICES}
+        self.fleet = {name: SimulatedDevice(name, flaws) for name in DEVICES}
         self.published: list[Order] = []
         self.retained: dict[DeviceId, DesiredState] = {}
         self.trouble = 0
@@ -336,7 +310,7 @@ async def test_devices_that_would_exceed_their_budget_wait_until_there_is_a_chea
         await world.turn()
     assert (await world.rollout()).state is RolloutState.RUNNING
     executions = await store.read(lambda tx: tx.rollouts.executions("r1"))
-    assert {(one.state, one.detail) for one in executions} == {(ExecutionState.IN_PROGRESS, "waits for a cheaper way")}
+    assert {(one.state, one.detail) for one in executions} == {(ExecutionState.IN_PROGRESS, WAITS)}
     assert len(world.orders_of(V2)) == len(DEVICES), "they were told once, while there was nothing new to say"
 
     patch = ArtifactRef(digest_of(b"patch"), 150)

@@ -25,6 +25,7 @@ from common.wire import (
 )
 from edge_agent.update.choice import Local, TooDear, choose
 
+WAITS = "waits for a cheaper way"
 CAPABILITIES = Capabilities(agent_version="1", patch_codecs=CODECS)
 
 
@@ -68,6 +69,8 @@ class SimulatedDevice:
         (model,) = desired.models
         entry = self.entry or ReportedModel(model=model.model, running=None, artifact=None, phase="idle", generation=0)
         if model.order <= entry.generation:
+            if self.target is not None and model.order == self.target.order:
+                self.target = model  # there may be other ways to it now
             return
         if entry.phase == "probation":
             entry = replace(entry, running=self.fallback[0], artifact=self.fallback[1])
@@ -160,10 +163,12 @@ class SimulatedDevice:
             self._enter("warming")
         elif target.on_exceed == "fail":
             self._finish("failed", now, "over_budget")
+        else:
+            self._enter("fetching", WAITS)
 
-    def _enter(self, phase: UpdatePhase) -> None:
+    def _enter(self, phase: UpdatePhase, detail: str = "") -> None:
         assert self.entry is not None
-        self.entry = replace(self.entry, phase=phase)
+        self.entry = replace(self.entry, phase=phase, detail=detail)
 
     def _finish(self, outcome: Outcome, now: float, reason: str = "") -> None:
         assert self.entry is not None

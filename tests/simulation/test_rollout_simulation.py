@@ -23,7 +23,7 @@ from controller.rollouts.model import (
     RolloutSpec,
     RolloutState,
 )
-from controller.rollouts.planner import Action, Notify, Snapshot, UpdateExecution, plan
+from controller.rollouts.planner import Action, Notify, Renew, Snapshot, UpdateExecution, plan
 from tests.simulation.device import Flaw
 from tests.simulation.invariants import Invariants, Violation
 from tests.simulation.world import MODEL, V1, V2, V3, Planner, Weather, World
@@ -103,6 +103,28 @@ def overtaken(seed: int, planner: Planner = plan) -> None:
     assert world.rollout(newer).state is RolloutState.SUCCEEDED
     assert world.rollout(older).state in {RolloutState.ABORTED, RolloutState.SUCCEEDED}
     assert world.run(lambda: all(device.running == V3 for device in world.fleet.values()), LONG_S)
+
+
+def thrifty(seed: int, planner: Planner = plan) -> None:
+    """A release that is too dear for its budget reaches nobody, until a patch that comes late makes it cheap enough."""
+    world = World(seed, planner=planner, watch=Invariants())
+    name = world.create(spec(max_bytes=500))
+    world.run(lambda: False, 3600)
+    assert world.rollout(name).state is RolloutState.RUNNING, world.rollout(name).reason
+    assert all(device.running == V1 for device in world.fleet.values()), "a device took more than its budget"
+    world.build(V1, V2, 200)
+    ended = world.run(lambda: world.rollout(name).state in TERMINAL_ROLLOUT_STATES, LONG_S)
+    assert ended, f"still {world.rollout(name).state}: {world.rollout(name).reason}"
+    assert world.rollout(name).state is RolloutState.SUCCEEDED, world.rollout(name).reason
+    everywhere = world.run(lambda: all(device.running == V2 for device in world.fleet.values()), LONG_S)
+    assert everywhere, "a device that waited was not told of the cheaper way"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_byte_budget_is_kept_and_waiting_devices_hear_of_a_cheaper_way(
+    seed: int, request: pytest.FixtureRequest
+) -> None:
+    replayable(request, lambda: thrifty(seed))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -220,6 +242,11 @@ def suspicious(snapshot: Snapshot, now: float) -> list[Action]:
     return plan(replace(snapshot, listening_since=0.0), now)
 
 
+def silent(snapshot: Snapshot, now: float) -> list[Action]:
+    """Keeps better offers to itself."""
+    return [action for action in plan(snapshot, now) if not isinstance(action, Renew)]
+
+
 def _told(execution: Execution, now: float) -> Notify:
     told = replace(execution, state=ExecutionState.NOTIFIED, notified_at=now, generation=2)
     return Notify(execution=told, version=V2)
@@ -254,6 +281,11 @@ def test_a_planner_that_takes_slowness_for_failure_is_caught() -> None:
 def test_a_planner_that_waits_for_stragglers_is_caught() -> None:
     with pytest.raises(AssertionError, match="still running"):
         healthy(0, planner=patient, weather=Weather(back_after_s=1e9))
+
+
+def test_a_planner_that_keeps_better_offers_to_itself_is_caught() -> None:
+    with pytest.raises(AssertionError, match=r"still running|was not told"):
+        thrifty(0, silent)
 
 
 def test_a_planner_that_blames_devices_for_its_own_deafness_is_caught() -> None:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from common.artifact import ArtifactRef, ReleaseManifest, Variant, digest_of
+from common.delta import CODECS
 from common.ids import DeviceId, ModelName, ReleaseRef, Version
 from common.trust import Signer
 from common.wire import Heartbeat, Presence, ReportedState
@@ -22,7 +23,7 @@ from controller.operations import commit, create_rollout, load_snapshot
 from controller.orders import decode_order, first_order
 from controller.rollouts.model import Execution, Rollout, RolloutSpec
 from controller.rollouts.planner import Action, Snapshot, plan
-from controller.store.port import Release
+from controller.store.port import Patch, Release
 from tests.simulation.device import CAPABILITIES, Flaw, SimulatedDevice
 from tests.simulation.memory import MemoryTransaction
 
@@ -93,6 +94,14 @@ class World:
         create_rollout(self.store.view, spec, id=name, salt=f"{name}{self.chance.random()}", actor="test", now=self.now)
         return name
 
+    def build(self, base: Version, target: Version, size: int) -> None:
+        """A patch is there now, of `size` bytes."""
+        ends = [self.store.releases.rows[ReleaseRef(MODEL, one)].manifest for one in (base, target)]
+        old, new = (one.variants["default"].artifact for one in ends)
+        patch = ArtifactRef(digest_of(old.digest.encode() + new.digest.encode()), size)
+        made = Patch(base=old.digest, target=new.digest, codec=CODECS[0], state="ready", created_at=0, patch=patch)
+        self.store.patches.put(made)
+
     def run(self, until: Callable[[], bool], within_s: float) -> bool:
         """Let time pass until the condition holds; whether it did within simulated `within_s` seconds."""
         end = self.now + within_s
@@ -123,7 +132,7 @@ class World:
                 self.store.patches.put(replace(patch, state="not_worth"))
         if self.listening_since is None:
             return
-        for rollout in self.store.rollouts.active():
+        for rollout in list(self.store.rollouts.rows.values()):  # those that have ended too: devices come back late
             self._plan(rollout)
 
     def _plan(self, rollout: Rollout) -> None:
@@ -143,9 +152,10 @@ class World:
     def _publish(self, version: Version) -> None:
         artifact = ArtifactRef(digest_of(version.encode()), 1000)
         manifest = ReleaseManifest(MODEL, version, {"default": Variant({"model.onnx": artifact}, "model.onnx", (), ())})
+        envelope = ArtifactRef(digest_of(b"envelope of " + version.encode()), 300)
         ref = ReleaseRef(MODEL, version)
         self.store.releases.rows[ref] = Release(
-            ref=ref, manifest=manifest, envelope=artifact, published_at=self.now, published_by="test"
+            ref=ref, manifest=manifest, envelope=envelope, published_at=self.now, published_by="test"
         )
 
     # The devices
