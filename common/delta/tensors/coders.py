@@ -43,10 +43,10 @@ CONSTANT, PLAIN, PCODEC, TOKENS, NOISE = range(5)
 PCO_LEVEL: Final = 8
 PCO_LEVEL_NARROW: Final = 12
 """For values of few bits; for wide ones it takes six times as long for 0.2 %."""
-NARROW_BITS: Final = 7
-"""Up to this length, as the mean of magnitudes, values count as narrow; noise is only what lies below as many bits."""
-KEPT_BITS: Final = 5
-"""Bits of the mean magnitude that are never taken for noise."""
+NARROW_RANGE_BITS: Final = 11
+"""Values of a range up to this many bits, of which there are so few that a high level is cheap, count as narrow."""
+KEPT_BITS: Final = 4
+"""Bits of the spread of values that are never taken for noise."""
 NOISE_VALUES_MIN: Final = 128
 LOOK_VALUES: Final = 16 * 1024
 """About so many values are looked at to choose how all are written."""
@@ -102,7 +102,8 @@ class _Pco:
         return out
 
     def _chunk(self, values: Integers) -> bytes:
-        narrow = _mean_bits(values[:: 1 + len(values) // LOOK_VALUES]) <= NARROW_BITS
+        some = values[:: 1 + len(values) // LOOK_VALUES]
+        narrow = (int(some.max()) - int(some.min())).bit_length() <= NARROW_RANGE_BITS
         config = pcodec.ChunkConfig(
             compression_level=PCO_LEVEL_NARROW if narrow else PCO_LEVEL,
             delta_spec=pcodec.DeltaSpec.no_op(),
@@ -214,9 +215,11 @@ def _width(low: int, high: int) -> int:
     return 1 if bits <= 8 else 2 if bits <= 16 else 4 if bits <= 32 else 8
 
 
-def _mean_bits(values: Integers) -> int:
-    """The length of the mean magnitude."""
-    return int(np.abs(values.astype(np.float64)).mean()).bit_length()
+def _spread_bits(values: Integers) -> int:
+    """The length of the shortest distance within which a quarter of `values` lie (they may have several peaks)."""
+    values = np.sort(values).astype(np.float64)
+    quarter = len(values) // 4
+    return int((values[quarter:] - values[: len(values) - quarter]).min()).bit_length()
 
 
 def _noise_bits(values: Integers) -> int:
@@ -224,9 +227,10 @@ def _noise_bits(values: Integers) -> int:
     if len(values) < NOISE_VALUES_MIN or values.itemsize == 1:
         return 0
     some = values[:: 1 + len(values) // LOOK_VALUES]
-    shift = (_mean_bits(some) - KEPT_BITS) // 4 * 4
-    places = {0, max(0, shift - 8)}
-    return shift if shift > 0 and all(_uniform(some, place, min(shift, 8)) for place in places) else 0
+    shift = (_spread_bits(some) - KEPT_BITS) // 4 * 4
+    while shift > 0 and not all(_uniform(some, place, min(shift, 8)) for place in {0, max(0, shift - 8)}):
+        shift -= 4
+    return max(shift, 0)
 
 
 def _uniform(values: Integers, place: int, bits: int) -> bool:

@@ -1,8 +1,8 @@
 """Between float types, on bits alone: rounding to nearest, ties to even (IEEE 754-2019, 4.3.1).
 
 Numbers go the same way on every machine: NaNs keep their sign and the upper bits of their payload, and become quiet
-when they are narrowed (as processors do it); subnormals stay what they are. `as_float64` and `rounded` serve predictions, where
-only numbers that are finite matter.
+when they are narrowed (as processors do it); subnormals stay what they are. `as_float64` and `rounded` serve
+predictions, where only numbers that are finite matter.
 """
 
 from typing import Any

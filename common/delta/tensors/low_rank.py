@@ -43,6 +43,8 @@ SAVED_BITS_MIN = 1.0
 SAMPLE_ELEMENTS = 64 * 1024
 """Elements at which the width of the factors is chosen."""
 OVERSAMPLED = 8
+ELEMENTS_AT_ONCE = 32 * 1024
+"""Elements predicted at a time, to keep what lies between in the cache and out of the memory."""
 FIT_WORK_MAX = 2e10
 """Multiplications that a pass of the weighted fit may take."""
 FIT_PASSES = 4
@@ -142,13 +144,23 @@ def _unpack_factor(data: bytes, rows: int, columns: int, coder: Coder) -> Factor
 
 
 def _predicted(old: Bits, u: Factor, known: Known, dtype: DType) -> Bits:
-    product = np.zeros((len(u), known.columns.shape[1]), np.int64)
+    columns = known.columns.shape[1]
+    out, matrix = np.empty((len(u), columns), old.dtype), old.reshape(len(u), columns)
+    rows = max(1, ELEMENTS_AT_ONCE // columns)
+    for begin in range(0, len(u), rows):
+        chosen = slice(begin, begin + rows)
+        out[chosen] = _predicted_rows(matrix[chosen], u[chosen], known, dtype)
+    return out.reshape(-1)
+
+
+def _predicted_rows(old: Bits, u: Factor, known: Known, dtype: DType) -> Bits:
+    product = np.zeros(old.shape, np.int64)
     term = np.empty_like(product)
     for column, row in zip(u.T, known.columns, strict=True):
         product += np.multiply(column[:, np.newaxis], row, out=term)
     numbers = as_float64(old, dtype)
     with np.errstate(all="ignore"):
-        moved = numbers + product.reshape(-1).astype(np.float64) * 2.0**-known.shift
+        moved = numbers + product.astype(np.float64) * 2.0**-known.shift
     # What a NaN becomes is the one thing that IEEE 754 leaves to the machine.
     return np.where(np.isfinite(numbers), rounded(moved, dtype), old)
 
