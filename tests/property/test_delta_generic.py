@@ -51,7 +51,7 @@ def rebuilt(base: bytes, operations: list[Copy | Add | Literal]) -> bytes:
     return b"".join(out)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_operations_rebuild_any_target_small_or_laid_over(data: st.DataObject) -> None:
     base = data.draw(contents())
@@ -76,6 +76,7 @@ def test_sparse_packing_gives_back_every_byte(runs: list[tuple[int, int]]) -> No
     assert len(packed) <= sparse.packed_size_max(len(dense))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40), st.integers(0, 100))
 def test_packed_differences_of_a_stranger_are_refused_or_fill_what_was_asked_for(packed: bytes, size: int) -> None:
     with contextlib.suppress(IntegrityFailure):
