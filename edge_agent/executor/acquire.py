@@ -59,9 +59,9 @@ class Acquisition:
             event = await self._fetch(state, plan, spending)
         except filling.Ended as end:
             event = end.event
-        return (
-            replace(event, spent=spending.tally(costliest(plan.sources))) if isinstance(event, ev.WorkEnded) else event
-        )
+        if isinstance(event, ev.WorkEnded):
+            return replace(event, spent=spending.tally(costliest(plan.sources)))
+        return event
 
     async def build(self, state: ModelState, sources: Sources, slot: Slot) -> ev.Event:
         """Make the slot complete; it is checked and on the disk when this ends in `Built`."""

@@ -12,7 +12,8 @@ from edge_agent.slots import SLOTS
 from edge_agent.update import Slot, Stage, step
 from edge_agent.update import events as ev
 from edge_agent.update.machine import MOVES
-from tests.property.update_world import MUTANTS, WAYS, Machine, World, target_of
+from tests.property.update_mutants import MUTANTS
+from tests.property.update_world import WAYS, Machine, World, target_of
 
 VERSIONS = st.integers(1, 3)
 BUDGETS = (None, None, 50, 400, 1200, 2150)

@@ -1,0 +1,104 @@
+"""Update machines that are wrong on purpose, each in one way: the invariants of `update_world` must catch them all."""
+
+from msgspec.structs import replace
+
+from edge_agent.update import ModelState, Tally, step
+from edge_agent.update import events as ev
+from edge_agent.update.outcomes import Step
+from tests.property.update_world import Machine
+
+
+def _overwrites_the_installed_slot(state: ModelState, event: ev.Event) -> Step:
+    after, effects = step(state, event)
+    slot = state.installed.slot if state.installed else None
+    return after, tuple(replace(e, slot=slot) if isinstance(e, ev.Build) and slot else e for e in effects)
+
+
+def _trusts_before_probation(state: ModelState, event: ev.Event) -> Step:
+    after, effects = step(state, event)
+    return (replace(after, installed=after.candidate) if isinstance(event, ev.Switched) else after), effects
+
+
+def _commits_at_the_switch(state: ModelState, event: ev.Event) -> Step:
+    after, effects = step(state, event)
+    return after, ((ev.Commit(), *effects) if isinstance(event, ev.Switched) else effects)
+
+
+def _forgets_quarantine(state: ModelState, event: ev.Event) -> Step:
+    if isinstance(event, ev.Ordered):
+        state = replace(state, quarantine=())
+    return step(state, event)
+
+
+def _takes_any_order(state: ModelState, event: ev.Event) -> Step:
+    after, effects = step(state, event)
+    return (replace(after, order=event.target.order) if isinstance(event, ev.Ordered) else after), effects
+
+
+def _fetches_wrong_bytes_for_ever(state: ModelState, event: ev.Event) -> Step:
+    return step(replace(state, redownloads=0), event)
+
+
+def _never_strikes(state: ModelState, event: ev.Event) -> Step:
+    return step(state, replace(event, clean=True) if isinstance(event, ev.Restarted) else event)
+
+
+def _condemns_for_a_broken_network(state: ModelState, event: ev.Event) -> Step:
+    if isinstance(event, ev.Interrupted):
+        event = ev.ManifestRefused(at=event.at, code=event.code, detail=event.detail)
+    return step(state, event)
+
+
+def _gives_up_waiting(state: ModelState, event: ev.Event) -> Step:
+    after, effects = step(state, event)
+    return after, tuple(effect for effect in effects if not isinstance(effect, ev.Wait))
+
+
+def _serves_nothing_after_a_restart(state: ModelState, event: ev.Event) -> Step:
+    after, effects = step(state, event)
+    return after, tuple(effect for effect in effects if not isinstance(effect, ev.Serve))
+
+
+def _forgets_what_it_spent(state: ModelState, event: ev.Event) -> Step:
+    return step(replace(state, tally=Tally()), event)
+
+
+def _breaks_the_budget_silently(state: ModelState, event: ev.Event) -> Step:
+    if isinstance(event, ev.OverBudget) and state.target is not None:
+        state, event = replace(state, target=replace(state.target, max_bytes=None)), ev.RetryDue(at=event.at)
+    return step(state, event)
+
+
+def _asks_again_at_once(state: ModelState, event: ev.Event) -> Step:
+    after, effects = step(state, event)
+    return after, ((*effects, ev.Wait(attempt=0)) if isinstance(event, ev.OverBudget) else effects)
+
+
+def _fails_where_it_should_wait(state: ModelState, event: ev.Event) -> Step:
+    if isinstance(event, ev.OverBudget) and state.target is not None:
+        after, effects = step(replace(state, target=replace(state.target, on_exceed="fail")), event)
+        return replace(after, target=state.target), effects
+    return step(state, event)
+
+
+def _forgets_what_it_refused(state: ModelState, event: ev.Event) -> Step:
+    return step(replace(state, refused=()), event)
+
+
+MUTANTS: tuple[Machine, ...] = (
+    _overwrites_the_installed_slot,
+    _trusts_before_probation,
+    _commits_at_the_switch,
+    _forgets_quarantine,
+    _takes_any_order,
+    _fetches_wrong_bytes_for_ever,
+    _never_strikes,
+    _condemns_for_a_broken_network,
+    _gives_up_waiting,
+    _serves_nothing_after_a_restart,
+    _forgets_what_it_spent,
+    _breaks_the_budget_silently,
+    _asks_again_at_once,
+    _fails_where_it_should_wait,
+    _forgets_what_it_refused,
+)
