@@ -113,6 +113,33 @@ def test_a_file_that_is_held_costs_nothing_and_gets_no_offers(held: set[Digest],
     assert update_bytes([file], ArtifactRef(TARGET.digest, 300), held | {TARGET.digest}) == 300
 
 
+def line(*sizes: int) -> tuple[PatchOffer, ...]:
+    """Patches one after another, from the first file to the target."""
+    files = [*FILES[: len(sizes)], TARGET]
+    return tuple(
+        PatchOffer(files[place].digest, files[place + 1], ArtifactRef(digest_of(bytes([place])), size), "one")
+        for place, size in enumerate(sizes)
+    )
+
+
+def test_a_chain_has_a_limit_of_patches() -> None:
+    held = {FILES[0].digest}
+    longest = line(*[10] * CHAIN_LENGTH_MAX)
+    assert cheapest_chain(held, TARGET.digest, longest) == longest
+    assert cheapest_chain(held, TARGET.digest, line(*[10] * (CHAIN_LENGTH_MAX + 1))) == ()
+
+
+def test_of_equally_cheap_chains_the_shorter_one_is_taken() -> None:
+    direct = PatchOffer(FILES[0].digest, TARGET, ArtifactRef(digest_of(b"direct"), 20), "two")
+    assert cheapest_chain({FILES[0].digest}, TARGET.digest, (*line(10, 10), direct)) == (direct,)
+
+
+def test_a_chain_that_costs_as_much_as_the_file_is_not_offered() -> None:
+    for sizes, count in (((500, 499), 2), ((500, 500), 0)):
+        file = offered("f", TARGET, {FILES[0].digest}, CODECS, Catalogue(line(*sizes)))
+        assert len(file.patches) == count
+
+
 def test_direct_patches_come_smallest_first_and_are_bounded() -> None:
     patches = [
         PatchOffer(FILES[place % 5].digest, TARGET, ArtifactRef(digest_of(bytes([place])), 900 - place), "one")

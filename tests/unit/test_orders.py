@@ -168,7 +168,8 @@ def test_a_device_that_waits_is_improvable_once_there_is_a_cheaper_way(tx: Memor
     put_patch(tx, old, new, 300)
     assert improvable(tx.view, [waits], MODEL) == {waits.id}
     idle = saying(waits, running=V1, held=(old.digest,))
-    assert improvable(tx.view, [idle], MODEL) == frozenset()
+    at_work = saying(waits, phase="fetching", target=V2, held=(old.digest,))
+    assert improvable(tx.view, [idle, at_work], MODEL) == frozenset()
     commit(tx.view, rollout(), [Renew(device=waits.id)], signer=SIGNER, now=NOW, traceparent=None)
     (model,) = ordered(tx).models
     assert (ordered(tx).generation, model.order, model.max_bytes) == (3, 2, 100)
