@@ -54,7 +54,7 @@ def cheapest_chain(held: Set[Digest], target: Digest, patches: Iterable[PatchOff
                 continue
             cost, chain = best[patch.base][0] + patch.patch.size, (*best[patch.base][1], patch)
             known = longer.get(patch.target.digest)
-            if known is None or (cost, len(chain)) < (known[0], len(known[1])):
+            if known is None or cost < known[0]:  # equal ones that came in an earlier round are shorter
                 longer[patch.target.digest] = (cost, chain)
         best = longer
     return best.get(target, (0, ()))[1]
