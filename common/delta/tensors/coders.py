@@ -191,7 +191,9 @@ def _unpack(
 ) -> Integers:
     if not 0 <= count <= ELEMENTS_MAX:
         raise IntegrityFailure(f"{count} values in one stream exceed the limits of the format")
-    if not count and not data:
+    if not count:
+        if data:
+            raise IntegrityFailure("a stream of no integers in a payload is not empty")
         return np.empty(0, dtype)
     if not data or data[0] & 3 > dtype.itemsize.bit_length() - 1 or data[0] >> 2 not in (CONSTANT, PLAIN, form):
         raise IntegrityFailure("a stream of integers in a payload has an unknown form")

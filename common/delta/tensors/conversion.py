@@ -28,10 +28,10 @@ def convert(old: Bits, old_dtype: DType, dtype: DType) -> Bits | None:
 
 
 def as_float64(values: Bits, dtype: DType) -> NDArray[np.float64]:
-    """The numbers themselves, exactly."""
-    if dtype is DType.BF16:
-        return (values.astype("<u4") << np.uint32(16)).view("<f4").astype(np.float64)
-    return values.view(f"<f{values.itemsize}").astype(np.float64)
+    """The numbers themselves, exactly; NaNs stay NaNs."""
+    floats = (values.astype("<u4") << np.uint32(16)).view("<f4") if dtype is DType.BF16 else values
+    with np.errstate(invalid="ignore"):  # a signalling NaN would be told to whoever reads the log
+        return floats.view(f"<f{floats.itemsize}").astype(np.float64)
 
 
 def rounded(numbers: NDArray[np.float64], dtype: DType) -> Bits:
