@@ -1,10 +1,12 @@
 """A small controller for the agent's tests: it signs orders and manifests and serves blobs over real HTTP, with faults.
 
-`faults` maps a digest to what is wrong with it: `tamper` flips a byte, `truncate` sends half and closes, `missing` is
-404; `break_once` sends half of the first answer and closes, `tamper_once` flips a byte of it. `sent` counts the bytes
-that left for each digest. The device's twin is here too: polls get the newest order, reports are kept in `reports`.
+`faults` maps a digest to what is wrong with it: `tamper` flips a byte, `truncate` sends half and closes, `stall` sends
+half and no more, `missing` is 404; `break_once` sends half of the first answer and closes, `tamper_once` flips a byte
+of it. `sent` counts the bytes that left for each digest. The device's twin is here too: polls get the newest order,
+reports are kept in `reports`.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -171,12 +173,14 @@ class ReleaseDesk:
             headers["Content-Range"] = f"bytes {start}-{start + len(body) - 1}/{len(data)}"
         response = web.StreamResponse(status=206 if ranged else 200, headers=headers)
         await response.prepare(request)
-        if fault in {"truncate", "break_once"}:
+        if fault in {"truncate", "break_once", "stall"}:
             body = body[: len(body) // 2]
         if fault.endswith("_once"):
             del self.faults[digest]
         self.sent[digest] += len(body)
         await response.write(body)
+        if fault == "stall":
+            await asyncio.Event().wait()
         if len(body) < int(headers["Content-Length"]) and request.transport:
             request.transport.close()
         return response

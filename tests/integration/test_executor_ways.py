@@ -1,6 +1,7 @@
 """The ways to a release of several files, with real files, HTTP and ONNX Runtime: held, chains, parts; and a budget."""
 
 import asyncio
+import errno
 import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -235,21 +236,43 @@ async def test_an_order_may_fail_over_its_budget_and_a_newer_one_is_not_held_to_
         assert await answer(device) == 2
 
 
-async def test_bytes_from_before_a_restart_count_once_against_the_budget(
-    tmp_path: Path, desk: ReleaseDesk, line: Line
+@pytest.mark.parametrize("fault", ["truncate", "stall"], ids=["told", "untold"])
+async def test_bytes_from_before_a_death_count_once_against_the_budget(
+    tmp_path: Path, desk: ReleaseDesk, fault: str
 ) -> None:
-    model, weights = line.files(1)
+    model, weights = weighted(tmp_path / "made", 0, 1, tensors=12)
     release = desk.release("1", model, weights={WEIGHTS_FILE: weights})
     exactly = release.size + release.manifest.size
     whole = digest_of(weights)
-    desk.faults[whole] = "truncate"
-    async with device_at(tmp_path, desk) as device:
-        await device.executor.accept(desk.order(replace(release, max_bytes=exactly)))
-        await eventually(lambda: desk.asked[whole] >= 2, "it has tried twice")
+    desk.faults[whole] = fault
+    device = Device(tmp_path, desk)
+    await device.executor.start()
+    await device.executor.accept(desk.order(replace(release, max_bytes=exactly)))
+    part = device.slots.download_path(whole).with_suffix(".part")
+    await eventually(lambda: part.exists() and part.stat().st_size > len(weights) // 4, "some of it is here")
+    await device.die()
+    kept = part.stat().st_size
     desk.faults.clear()
     async with device_at(tmp_path, desk) as device:
         update = await device.finished(1)
         assert (update.outcome, update.bytes_transferred) == ("succeeded", exactly)
+        assert update.resumed_bytes >= kept
+        assert await answer(device) == 1
+
+
+async def test_a_waiting_update_goes_on_when_a_look_finds_it_cheaper(
+    tmp_path: Path, desk: ReleaseDesk, line: Line
+) -> None:
+    model, weights = line.files(1)
+    release = desk.release("1", model, weights={WEIGHTS_FILE: weights}, max_bytes=SMALL)
+    async with device_at(tmp_path, desk) as device:
+        await device.executor.accept(desk.order(release))
+        await said(device, "waiting for a cheaper way")
+        for digest in (release.manifest.digest, *(file.artifact.digest for file in release.files)):
+            device.slots.download_path(digest).write_bytes(desk.blobs[digest])  # somebody came by with a memory stick
+        device.executor.look_again()
+        assert (await device.finished(1)).outcome == "succeeded"
+        assert not desk.asked
         assert await answer(device) == 1
 
 
@@ -293,7 +316,15 @@ async def test_files_that_cannot_lie_in_one_folder_are_rejected(
         assert "cannot lie in one folder" in update.detail
 
 
-async def test_two_names_for_the_same_bytes_are_fetched_once(tmp_path: Path, desk: ReleaseDesk, line: Line) -> None:
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "none"])
+async def test_two_names_for_the_same_bytes_are_fetched_once(
+    tmp_path: Path, desk: ReleaseDesk, line: Line, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    if not links:
+        monkeypatch.setattr("os.link", no_links)
     model, weights = line.files(1)
     both = {WEIGHTS_FILE: weights, "copy.bin": weights}
     async with device_at(tmp_path, desk) as device:
