@@ -95,17 +95,14 @@ class Filling:
         write: Callable[[Callable[[Sink], object]], None],
         check: Callable[[], None],
     ) -> None:
-        """Apply the patches one after another; each file on the way goes as soon as the next one is there."""
+        """Apply the patches one after another, over files that are removed again at the end."""
         *way, last = offers
-        with contextlib.ExitStack() as before:
+        with contextlib.ExitStack() as made:
             base = self._path(offers[0].base)
             for offer in way:
                 with blaming(offer.patch.digest, "patch", self._now(), InvalidInput):
                     fill = _while_wanted(self._applied(base, offer, offer.target), check)
-                    following = contextlib.ExitStack()
-                    base = following.enter_context(self._slots.intermediate(offer.target, fill))
-                before.close()
-                before.push(following)
+                    base = made.enter_context(self._slots.intermediate(offer.target, fill))
             with blaming(last.patch.digest, "patch", self._now(), InvalidInput):
                 write(self._applied(base, last, target))
 
