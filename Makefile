@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MODELS := .demo/models
+TOOLCHAIN := .demo/toolchain
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench bench-delta clean
 demo: $(STAMP) $(MODELS)/.fetched
 	$(BIN)/ferry demo --models $(MODELS)
 
@@ -27,6 +28,18 @@ format: $(STAMP)
 bench: $(addprefix bench-,$(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py)))
 bench-%: $(STAMP) $(MODELS)/.fetched
 	$(BIN)/python -m benchmarks.bench_$*
+
+# Patches are compared with other tools, on models that are really trained (torch: large, so not in $(VENV)). xdelta3 and
+# zstd are the system's; what is missing is left out.
+bench-delta: $(STAMP) $(MODELS)/.fetched $(TOOLCHAIN)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
+	$(BIN)/python -m benchmarks.bench_delta
+
+$(TOOLCHAIN)/.installed:
+	$(PYTHON) -m venv $(TOOLCHAIN)
+	$(TOOLCHAIN)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(TOOLCHAIN)/bin/python -m pip install --quiet --disable-pip-version-check zipnn==0.5.4
+	touch $@
 
 clean:
 	rm -rf $(VENV) .demo dist

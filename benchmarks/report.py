@@ -53,34 +53,38 @@ def quick() -> bool:
     return os.environ.get("QUICK", "") not in {"", "0"}
 
 
-def write(name: str, title: str, rows: Sequence[Row], intro: str, *, root: Path = ROOT) -> None:
-    """Write the results of benchmark `name` under `root` and print its table; `intro` opens the page."""
+def write(name: str, title: str, rows: Sequence[Row], intro: str, *, body: str = "", root: Path = ROOT) -> None:
+    """Write the results of benchmark `name` under `root` and print them; `intro` opens the page.
+
+    The page shows `rows` as a table, or `body` (Markdown) where a benchmark has a better form for many figures.
+    """
     page = root / "docs" / "reference" / "benchmarks" / f"{name}.md"
     results = root / "benchmarks" / "results" / f"{name}.json"
     for path in (page, results):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_file(results, msgspec.json.format(msgspec.json.encode(list(rows)), indent=2) + b"\n")
-    table = _table(rows)
-    write_file(page, f"# {title}\n\n{intro.strip()}\n\n{table}\n\n{_conditions(name)}\n".encode())
-    print(f"{title}\n\n{table}\n\nwritten to {results.relative_to(root)} and {page.relative_to(root)}")
+    shown = body or table(rows)
+    write_file(page, f"# {title}\n\n{intro.strip()}\n\n{shown}\n\n{_conditions(name)}\n".encode())
+    print(f"{title}\n\n{shown}\n\nwritten to {results.relative_to(root)} and {page.relative_to(root)}")
 
 
-def _table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Row]) -> str:
+    """The rows as Markdown."""
     lines = ["| what | goal | measured | unit | met |", "| --- | ---: | ---: | --- | --- |"]
     words = {True: "yes", False: "**no**", None: ""}
-    lines += [f"| {row.what} | {row.goal} | {_number(row.measured)} | {row.unit} | {words[row.met]} |" for row in rows]
+    lines += [f"| {row.what} | {row.goal} | {number(row.measured)} | {row.unit} | {words[row.met]} |" for row in rows]
     return "\n".join(lines)
+
+
+def number(value: float) -> str:
+    """For people: thousands apart."""
+    return f"{int(value):,}".replace(",", " ") if float(value).is_integer() else _plain(value)
 
 
 def _conditions(name: str) -> str:
     short = "QUICK=1 " if quick() else ""
     machine = f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs"
     return f"Measured with `{short}make bench-{name}` on {machine}. Run it again before relying on an absolute time."
-
-
-def _number(value: float) -> str:
-    """For people: thousands apart."""
-    return f"{int(value):,}".replace(",", " ") if float(value).is_integer() else _plain(value)
 
 
 def _plain(value: float) -> str:
