@@ -14,8 +14,9 @@ from common.artifact.protobuf import Span
 from common.artifact.source import ByteSource, digest_of_source, pieces
 from common.delta import frames
 from common.delta.codecs import coder_for_reading
-from common.delta.layout import Frame, Header, Placed, fingerprint, gathered, read, read_header
+from common.delta.layout import Header, fingerprint, gathered, read_header
 from common.delta.operations import Add, Copy, Literal, TensorBlock, old_bytes
+from common.delta.reading import Frame, Placed, read
 from common.delta.tensors import Memory, decode
 from common.errors import IntegrityFailure
 

@@ -57,55 +57,97 @@ class _Task(NamedTuple):
     plan: Plan | None = None
 
 
-def tensor_operations(
-    pair: Pair, base: ByteSource, target: ByteSource, coder: Coder, each: Each
-) -> Iterator[Operation]:
-    """What writes the tensor `pair.new`, which has a partner in the base."""
-    new, old = pair.new, pair.old
-    if old is None:
-        raise ValueError(f"{new.name!r} has no partner")
-    if pair.same:
-        yield Copy(old.span.start, new.span.end - new.span.start)
-        return
-    shared, elements = _elements(new.kind, min(_count(old), _count(new))), _elements(new.kind, _count(new))
-    tasks = list(_tasks(new, DType[old.kind], new.span.start, old.span.start, shared))
-    begin = new.span.start + shared * DType[new.kind].bits.itemsize
-    plan = _plan(pair, base, target)
-    if plan is not None:
-        tasks = [task._replace(plan=plan) for task in tasks]
-    tasks += _tasks(new, None, begin, 0, elements - shared)
-    yield from _encoded(tasks, base, target, coder, each)
+class Encoder(NamedTuple):
+    """Turns tensors of `target` into operations on `base`; `each` is how several blocks are worked on."""
+
+    base: ByteSource
+    target: ByteSource
+    coder: Coder
+    each: Each
+
+    def tensor(self, pair: Pair) -> Iterator[Operation]:
+        """What writes the tensor `pair.new`, which has a partner in the base."""
+        new, old = pair.new, pair.old
+        if old is None:
+            raise ValueError(f"{new.name!r} has no partner")
+        if pair.same:
+            yield Copy(old.span.start, new.span.end - new.span.start)
+            return
+        shared, elements = _elements(new.kind, min(_count(old), _count(new))), _elements(new.kind, _count(new))
+        tasks = list(_tasks(new, DType[old.kind], new.span.start, old.span.start, shared))
+        plan = _plan(new, old, self.base, self.target)
+        found = self._encoded(tasks)
+        if plan is not None:
+            planned = list(self._encoded([task._replace(plan=plan) for task in tasks]))
+            plain = list(found)
+            found = iter(planned if _written_bytes(planned) < _written_bytes(plain) else plain)
+        yield from found
+        begin = new.span.start + shared * DType[new.kind].bits.itemsize
+        yield from self._encoded(list(_tasks(new, None, begin, 0, elements - shared)))
+
+    def fresh(self, weight: Weight, span: Span) -> Iterator[Operation]:
+        """What writes the bytes `span` of the target, which lie in the tensor `weight`, without the base."""
+        item = DType[weight.kind].bits.itemsize
+        first = weight.span.start + -(-(span.start - weight.span.start) // item) * item
+        count = (span.end - first) // item
+        if count * item < FRESH_BYTES_MIN:
+            yield Literal(self.target.read_at(span.start, span.end - span.start))
+            return
+        last = first + count * item
+        if first > span.start:
+            yield Literal(self.target.read_at(span.start, first - span.start))
+        yield from self._encoded(list(_tasks(weight, None, first, 0, count)))
+        if last < span.end:
+            yield Literal(self.target.read_at(last, span.end - last))
+
+    def _encoded(self, tasks: list[_Task]) -> Iterator[Operation]:
+        waiting = iter(tasks)
+        while batch := list(islice(waiting, BLOCKS_AT_ONCE)):
+            yield from self.each(self._operation, batch)
+
+    def _operation(self, task: _Task) -> Operation:
+        offset, block = task.offset, task.block
+        new = self.target.read_at(task.start, block.count * block.dtype.bits.itemsize)
+        old = self.base.read_at(offset, old_bytes(block))
+        wanted = np.frombuffer(new, block.dtype.bits)
+        elements = None if block.old_dtype is None else np.frombuffer(old, block.old_dtype.bits)
+        if task.plan is not None and elements is not None:
+            payload = pack_low_rank(task.plan, task.row, elements, wanted, block, self.coder)
+            return TensorBlock(offset, block, Method.LOW_RANK, payload)
+        if old == new:
+            return Copy(offset, len(new))
+        found = best(elements, wanted, block, self.coder)
+        if found is None:
+            return Literal(new)
+        method, payload = found
+        if method == Method.FRESH:
+            block = block._replace(old_dtype=None)
+        return TensorBlock(offset, block, method, payload)
 
 
-def _plan(pair: Pair, base: ByteSource, target: ByteSource) -> Plan | None:
-    """Whether the difference of two matrices is a product of two thin ones, and of which."""
-    new, old = pair.new, pair.old
-    if old is None or len(new.shape) != 2 or (old.kind, old.shape) != (new.kind, new.shape):
+def _written_bytes(operations: list[Operation]) -> int:
+    """About how much of a patch `operations` take."""
+    return sum(
+        len(operation.payload) if isinstance(operation, TensorBlock) else operation.length
+        for operation in operations
+        if not isinstance(operation, Copy)
+    )
+
+
+def _plan(new: Weight, old: Weight, base: ByteSource, target: ByteSource) -> Plan | None:
+    """Whether the difference of two matrices is a product of two thin ones, and of which. A convolution is a matrix
+    with a row for each output channel.
+    """
+    if len(new.shape) < 2 or (old.kind, old.shape) != (new.kind, new.shape):
         return None
-    if math.prod(new.shape) > PLANNED_ELEMENTS_MAX or new.shape[1] != _columns(new, ELEMENTS_MAX):
+    columns = math.prod(new.shape[1:])
+    if math.prod(new.shape) > PLANNED_ELEMENTS_MAX or columns != _columns(new, ELEMENTS_MAX):
         return None
     before, after = (
-        np.frombuffer(source.read_at(span.start, span.end - span.start), DType[new.kind].bits).reshape(new.shape)
+        np.frombuffer(source.read_at(span.start, span.end - span.start), DType[new.kind].bits).reshape(-1, columns)
         for source, span in ((base, old.span), (target, new.span))
     )
     return plan_low_rank(before, after, DType[new.kind])
-
-
-def fresh_operations(
-    weight: Weight, span: Span, target: ByteSource, base: ByteSource, coder: Coder, each: Each
-) -> Iterator[Operation]:
-    """What writes the bytes `span` of the target, which lie in the tensor `weight`, without the base."""
-    item = DType[weight.kind].bits.itemsize
-    first = weight.span.start + -(-(span.start - weight.span.start) // item) * item
-    count = (span.end - first) // item
-    if count * item < FRESH_BYTES_MIN:
-        yield Literal(target.read_at(span.start, span.end - span.start))
-        return
-    if first > span.start:
-        yield Literal(target.read_at(span.start, first - span.start))
-    yield from _encoded(list(_tasks(weight, None, first, 0, count)), base, target, coder, each)
-    if first + count * item < span.end:
-        yield Literal(target.read_at(first + count * item, span.end - first - count * item))
 
 
 def _tasks(weight: Weight, old_dtype: DType | None, start: int, offset: int, elements: int) -> Iterator[_Task]:
@@ -132,35 +174,6 @@ def _columns(weight: Weight, most: int) -> int:
         if 0 < columns <= most and (weight.kind != "I4" or columns % 2 == 0):
             return _elements(weight.kind, columns)
     return 1
-
-
-def _encoded(tasks: list[_Task], base: ByteSource, target: ByteSource, coder: Coder, each: Each) -> Iterator[Operation]:
-    def encode(task: _Task) -> Operation:
-        return _operation(task, base, target, coder)
-
-    waiting = iter(tasks)
-    while batch := list(islice(waiting, BLOCKS_AT_ONCE)):
-        yield from each(encode, batch)
-
-
-def _operation(task: _Task, base: ByteSource, target: ByteSource, coder: Coder) -> Operation:
-    start, offset, block = task.start, task.offset, task.block
-    new = target.read_at(start, block.count * block.dtype.bits.itemsize)
-    old = base.read_at(offset, old_bytes(block))
-    wanted = np.frombuffer(new, block.dtype.bits)
-    elements = None if block.old_dtype is None else np.frombuffer(old, block.old_dtype.bits)
-    if task.plan is not None and elements is not None:
-        payload = pack_low_rank(task.plan, task.row, elements, wanted, block, coder)
-        return TensorBlock(offset, block, Method.LOW_RANK, payload)
-    if old == new:
-        return Copy(offset, len(new))
-    found = best(elements, wanted, block, coder)
-    if found is None:
-        return Literal(new)
-    method, payload = found
-    if method == Method.FRESH:
-        block = block._replace(old_dtype=None)
-    return TensorBlock(offset, block, method, payload)
 
 
 def _count(weight: Weight) -> int:

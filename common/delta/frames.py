@@ -1,8 +1,8 @@
 """zstd frames as patches hold them: without the magic number, content size and checksum that others already state.
 
-A frame may be made with a prefix: bytes that both sides have and that it refers back to (the raw dictionary of RFC 8878,
-section 5, as `zstd --patch-from` uses it). Reading bounds everything before it is allocated: the window, the content,
-and that nothing follows it.
+A frame may be made with a prefix: bytes that both sides have and that it refers back to (the raw dictionary of RFC
+8878, section 5, as `zstd --patch-from` uses it). Reading bounds everything before it is allocated: the window, the
+content, and that nothing follows it.
 """
 
 from collections.abc import Iterator

@@ -8,8 +8,9 @@ import msgspec
 from common.artifact.protobuf import Span
 from common.artifact.source import ByteSource
 from common.artifact.weights import Weight
-from common.delta.layout import Frame, Header, Placed, Section, read, read_header
+from common.delta.layout import Header, read_header
 from common.delta.operations import Add, Copy, Literal, Operation, TensorBlock
+from common.delta.reading import Frame, Placed, Section, read
 
 CONTROL = "control"
 """What the header, the list of operations and the sizes of their parts take."""

@@ -1,4 +1,5 @@
-"""Making a patch: tensors are paired with those of the base and written as blocks, the bytes between them as differences.
+"""Making a patch: tensors are paired with those of the base and written as blocks, what is between them as
+differences of bytes.
 
 What a model's files look like inside is only used to find good operations; whether they are right never depends on it.
 """
@@ -12,13 +13,12 @@ from common.artifact.manifest import ArtifactRef
 from common.artifact.protobuf import Span
 from common.artifact.source import ByteSource, digest_of_source, pieces
 from common.artifact.weights import Weight, weights
-from common.delta.blocks import Each, fresh_operations, tensor_operations
+from common.delta.blocks import Each, Encoder
 from common.delta.codecs import CODECS, coder_of
-from common.delta.layout import PREFIX_BYTES_MAX, Header, fingerprint, write_header
+from common.delta.layout import Header, fingerprint, write_header
 from common.delta.operations import Literal, Operation
 from common.delta.pairing import pair
 from common.delta.skeleton import Skeleton, gaps
-from common.delta.tensors import Coder
 from common.delta.writing import sections
 
 Sink = Callable[[bytes], object]
@@ -61,20 +61,18 @@ def make(
     sink(header)
     old = weights(base) if base_weights is None else base_weights
     new = weights(target) if target_weights is None else target_weights
-    operations = _operations(base, old, target, new, coder, each)
-    prefixes = _prefixes(gaps([weight.span for weight in old], base.size))
-    for section in sections(steps.counted(operations), base, target, prefixes):
+    operations = _operations(old, new, Encoder(base, target, coder, each))
+    for section in sections(steps.counted(operations), base, target):
         patch_bytes += len(section)
         sink(section)
     return Made(base_reference, target_reference, patch_bytes)
 
 
-def _operations(
-    base: ByteSource, old: Sequence[Weight], target: ByteSource, new: Sequence[Weight], coder: Coder, each: Each
-) -> Iterator[Operation]:
+def _operations(old: Sequence[Weight], new: Sequence[Weight], encoder: Encoder) -> Iterator[Operation]:
     """All operations, in the order of the target. A tensor without a partner is compared as bytes with all that is
     left of the base; what is really new in it is then written as elements.
     """
+    base, target = encoder.base, encoder.target
     found = pair(base, old, target, new)
     pairs = [one for one in found if one.old is not None]
     alone = [one.new for one in found if one.old is None]
@@ -86,36 +84,28 @@ def _operations(
         for operation in skeleton.take(gap.end - gap.start):
             end = place + operation.length
             if isinstance(operation, Literal):
-                yield from _literal(Span(place, end), alone, target, base, coder, each)
+                yield from _literal(Span(place, end), alone, encoder)
             else:
                 yield operation
             place = end
         if next_pair is not None:
-            yield from tensor_operations(next_pair, base, target, coder, each)
+            yield from encoder.tensor(next_pair)
 
 
-def _literal(
-    span: Span, alone: Sequence[Weight], target: ByteSource, base: ByteSource, coder: Coder, each: Each
-) -> Iterator[Operation]:
+def _literal(span: Span, alone: Sequence[Weight], encoder: Encoder) -> Iterator[Operation]:
     """New bytes: those of tensors as elements, the others as they are."""
     place = span.start
     first = bisect_right(alone, place, key=lambda weight: weight.span.end)
     for weight in takewhile(lambda weight: weight.span.start < span.end, alone[first:]):
         start, end = max(place, weight.span.start), min(span.end, weight.span.end)
-        yield from _bytes(target, Span(place, start))
-        yield from fresh_operations(weight, Span(start, end), target, base, coder, each)
+        yield from _bytes(encoder.target, Span(place, start))
+        yield from encoder.fresh(weight, Span(start, end))
         place = end
-    yield from _bytes(target, Span(place, span.end))
+    yield from _bytes(encoder.target, Span(place, span.end))
 
 
 def _bytes(target: ByteSource, span: Span) -> Iterator[Operation]:
     return map(Literal, pieces(target, span.start, span.end))
-
-
-def _prefixes(base_gaps: Sequence[Span]) -> tuple[Span, ...]:
-    """The graph, or as much of it as may be of use: what new names and nodes resemble."""
-    start, end = max(base_gaps, key=lambda gap: gap.end - gap.start)
-    return (Span(start, min(end, start + PREFIX_BYTES_MAX)),) if end > start else ()
 
 
 class _Steps:

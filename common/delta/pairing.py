@@ -1,7 +1,7 @@
 """Which tensor of the base each tensor of the target should be made from.
 
-In this order: the same bytes (under the same name or any other), the same name with the same or a convertible shape, the
-same type and shape in file order. What finds no partner is new. A poor partner costs bytes, never correctness: the
+In this order: the same bytes (under the same name or any other), the same name with the same or a convertible shape,
+the same type and shape in file order. What finds no partner is new. A poor partner costs bytes, never correctness: the
 encoder compares what it gives with going without.
 """
 

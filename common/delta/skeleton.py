@@ -10,9 +10,12 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from common.artifact.protobuf import Span
-from common.artifact.source import ByteSource
+from common.artifact.source import ByteSource, BytesSource
 from common.delta.generic import diff
 from common.delta.operations import Add, Copy, Literal
+
+SMALL_BYTES = 8 * 1024 * 1024
+"""Skeletons up to this size are held in memory."""
 
 
 class Gathered:
@@ -49,9 +52,8 @@ class Skeleton:
         self, base: ByteSource, base_gaps: Sequence[Span], target: ByteSource, target_gaps: Sequence[Span]
     ) -> None:
         self._base = Gathered(base, base_gaps)
-        gathered = Gathered(target, target_gaps)
-        ours = Span(0, self._base.size)
-        self._operations = diff(self._base, (ours,), gathered, Span(0, gathered.size), shift=0)
+        ours, theirs = _at_hand(self._base), _at_hand(Gathered(target, target_gaps))
+        self._operations = diff(ours, (Span(0, ours.size),), theirs, Span(0, theirs.size), shift=0)
         self._rest: Copy | Add | Literal | None = None
 
     def take(self, length: int) -> Iterator[Copy | Add | Literal]:
@@ -73,6 +75,11 @@ class Skeleton:
             else:
                 yield Add(start, operation.differences[done : done + end - start])
             done += end - start
+
+
+def _at_hand(gathered: Gathered) -> ByteSource:
+    """A small skeleton is looked at in many places many times."""
+    return BytesSource(gathered.read_at(0, gathered.size)) if gathered.size <= SMALL_BYTES else gathered
 
 
 def gaps(spans: Sequence[Span], size: int) -> list[Span]:

@@ -2,7 +2,8 @@
 
 Operations come in the order of the target. They are gathered region by region; each region is written as sections, and
 where that is not much smaller than the bytes themselves, also as one zstd frame with and without base bytes before it:
-the shortest is kept. So a patch is never larger than the best simple choice, however poorly its tensors were understood.
+the shortest is kept. So a patch is never larger than the best simple choice, however poorly its tensors were
+understood.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,14 +13,13 @@ from common.artifact.source import ByteSource
 from common.delta import frames
 from common.delta.layout import (
     CONTROL_BYTES_MAX,
+    DIFFERENCE_BYTES_MAX,
     FRAME_PREFIX_BYTES_MAX,
     LITERAL_BYTES_MAX,
-    control_bytes,
     gathered,
-    write_frame,
-    write_section,
 )
 from common.delta.operations import Add, Copy, Literal, Operation, TensorBlock
+from common.delta.sections import control_bytes, write_frame, write_section
 from common.delta.varint import varint, zigzag
 
 REGION_BYTES = 32 * 1024 * 1024
@@ -29,34 +29,28 @@ CONTENT_BYTES_MAX = 2 * REGION_BYTES
 SIMPLE_WORTH_BYTES = 96
 """A region whose sections are shorter than this is not written again in other ways."""
 DEAR_COPY_BYTES_MAX = 16
-SMALL_BYTES = 4 * 1024 * 1024
-"""A region of at most this is compressed as a trial; of a larger one only samples are."""
-LARGE_PATCH_SHARE = 0.3
-"""A larger region is tried with base bytes before it only if its sections take more than this part of it."""
+SMALL_BYTES = 8 * 1024 * 1024
+SMALL_PATCH_SHARE, LARGE_PATCH_SHARE = 0.02, 0.3
+"""A small region, and a larger one, is tried with base bytes before it if its sections take more than this part of it.
+Only of a larger one is it estimated first whether that may help."""
 SAMPLES, SAMPLE_BYTES = 8, 64 * 1024
 """How much of a region is compressed to see what zstd can do there."""
-SAMPLES_ERROR_MAX = 0.75
+SAMPLES_ERROR_MAX = 0.9
 """A whole region takes no less than this part of what its samples promise."""
 
 
-def sections(
-    operations: Iterable[Operation], base: ByteSource, target: ByteSource, prefixes: Sequence[Span]
-) -> Iterator[bytes]:
-    """The bytes that follow the header: `operations` write all of `target`; `prefixes` are places in the base that
-    literals may resemble.
-    """
+def sections(operations: Iterable[Operation], base: ByteSource, target: ByteSource) -> Iterator[bytes]:
+    """The bytes that follow the header: `operations` write all of `target`."""
     start = 0
     for merged in _regions(_merged(operations)):
         region = list(_merged(_without_dear_copies(merged, start, base)))
         length = sum(operation.length for operation in region)
-        yield from _shortest(region, base, target, Span(start, start + length), prefixes)
+        yield from _shortest(region, base, target, Span(start, start + length))
         start += length
 
 
-def _shortest(
-    region: list[Operation], base: ByteSource, target: ByteSource, span: Span, prefixes: Sequence[Span]
-) -> list[bytes]:
-    written = list(_sections(region, span.start, target.size, base, prefixes))
+def _shortest(region: list[Operation], base: ByteSource, target: ByteSource, span: Span) -> list[bytes]:
+    written = list(_sections(region, span.start, target.size, base))
     if _total(written) < SIMPLE_WORTH_BYTES or span.end - span.start > CONTENT_BYTES_MAX:
         return written
     content = target.read_at(span.start, span.end - span.start)
@@ -88,9 +82,11 @@ class _Samples:
 
     def promise(self, prefix: bytes, size: int) -> bool:
         """Whether a frame after `prefix` may take less than `size` bytes."""
-        large = len(self._content) > SMALL_BYTES
-        if not prefix or (large and size < LARGE_PATCH_SHARE * len(self._content)):
+        whole = len(self._content)
+        if not prefix or size < (SMALL_PATCH_SHARE if whole <= SMALL_BYTES else LARGE_PATCH_SHARE) * whole:
             return False
+        if whole <= SMALL_BYTES:
+            return True
         quickly = len(frames.compress(self._content, prefix=prefix, level=1))
         return quickly * self.share(frames.LEVEL) / self.share(1) * SAMPLES_ERROR_MAX < size
 
@@ -101,9 +97,7 @@ def _surroundings(span: Span, base_size: int) -> tuple[Span, ...]:
     return (Span(start, min(base_size, start + FRAME_PREFIX_BYTES_MAX)),) if base_size else ()
 
 
-def _sections(
-    operations: Iterable[Operation], start: int, target_size: int, base: ByteSource, prefixes: Sequence[Span]
-) -> Iterator[bytes]:
+def _sections(operations: Iterable[Operation], start: int, target_size: int, base: ByteSource) -> Iterator[bytes]:
     """Sections, each as full as the limits of the format allow."""
     full: list[Operation] = []
     control = literals = differences = 0
@@ -111,8 +105,8 @@ def _sections(
         control += control_bytes(operation)
         literals += operation.length if isinstance(operation, Literal) else 0
         differences += operation.length if isinstance(operation, Add) else 0
-        if control > CONTROL_BYTES_MAX or max(literals, differences) > LITERAL_BYTES_MAX:
-            yield write_section(full, start, target_size, base.read_at, prefixes)
+        if control > CONTROL_BYTES_MAX or literals > LITERAL_BYTES_MAX or differences > DIFFERENCE_BYTES_MAX:
+            yield write_section(full, start, target_size, base)
             start += sum(each.length for each in full)
             full = []
             control = control_bytes(operation)
@@ -120,7 +114,7 @@ def _sections(
             differences = operation.length if isinstance(operation, Add) else 0
         full.append(operation)
     if full:
-        yield write_section(full, start, target_size, base.read_at, prefixes)
+        yield write_section(full, start, target_size, base)
 
 
 def _merged(operations: Iterable[Operation]) -> Iterator[Operation]:

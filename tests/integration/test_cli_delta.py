@@ -9,7 +9,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from common.errors import IntegrityFailure, InvalidInput, StorageFull
-from common.ids import Digest
 from controller.cli.delta import _new_file, delta
 from tests.patches import reference_to
 
@@ -57,12 +56,45 @@ def test_make_says_what_the_patch_saves(folder: Path) -> None:
 def test_inspect_shows_a_table_or_json(folder: Path) -> None:
     patch = made(folder)
     table = run("inspect", patch).stdout
-    assert reference_to(BASE).digest in table
+    assert reference_to(BASE).digest[:23] in table
     assert "literal" in table
-    figures = json.loads(run("inspect", patch, "--format", "json").stdout)
-    assert Digest(figures["target"]["digest"]) == reference_to(TARGET).digest
-    assert {kind["kind"]: kind["output_bytes"] for kind in figures["operations"]} == {"copy": 99_993, "literal": 7}
+    figures = json.loads(run("inspect", patch, "-o", "json").stdout)
+    assert figures["target"] == reference_to(TARGET).digest[7:23]
+    written = {kind["kind"]: kind["output_bytes"] for kind in figures["operations"]}
+    assert written == {"control": 0, "copy": 99_993, "literal": 7}
     assert figures["patch_bytes"] == patch.stat().st_size
+
+
+def test_inspect_tells_what_was_done_for_each_tensor(real_models: tuple[Path, Path], tmp_path: Path) -> None:
+    old, new = real_models
+    assert run("make", old, new, "-o", tmp_path / "p.patch").exit_code == 0
+    figures = json.loads(run("inspect", tmp_path / "p.patch", "--model", new, "-o", "json").stdout)
+    tensors = {each["name"]: each for each in figures["tensors"]}
+    assert len(tensors) > 20
+    for each in tensors.values():
+        assert sum(each["output_bytes"].values()) >= max(each["shape"], default=0)
+    largest = max(tensors.values(), key=lambda each: sum(each["output_bytes"].values()))
+    table = run("inspect", tmp_path / "p.patch", "--model", new).stdout
+    assert f"{largest['dtype'].lower()}[{','.join(map(str, largest['shape']))}]" in table
+    assert str(largest["patch_bytes"]) in table
+
+
+def test_apply_checks_the_digest_it_is_told(folder: Path) -> None:
+    patch = made(folder)
+    good, other = reference_to(TARGET).digest, reference_to(BASE).digest
+    assert run("apply", folder / "old.onnx", patch, "-o", folder / "a.onnx", "--target", good).exit_code == 0
+    refused = run("apply", folder / "old.onnx", patch, "-o", folder / "b.onnx", "--target", other)
+    assert isinstance(refused.exception, IntegrityFailure)
+    wrong = run("apply", folder / "old.onnx", patch, "-o", folder / "b.onnx", "--target", "sha256:123")
+    assert isinstance(wrong.exception, InvalidInput)
+    assert not (folder / "b.onnx").exists()
+
+
+def test_a_patch_for_devices_without_pcodec_can_be_asked_for(folder: Path) -> None:
+    arguments = ["make", folder / "old.onnx", folder / "new.onnx", "-o", folder / "z.patch", "--codec"]
+    assert run(*arguments, "tensor-zstd.1").exit_code == 0
+    assert "tensor-zstd.1" in run("inspect", folder / "z.patch").stdout
+    assert isinstance(run(*arguments, "none.1").exception, InvalidInput)
 
 
 def test_the_output_may_replace_an_input(folder: Path) -> None:

@@ -85,10 +85,10 @@ def test_a_patch_is_never_much_larger_than_the_compressed_target() -> None:
         assert len(patch_between(base, BASE[::-1])) < len(BASE) + 64
 
 
-def test_many_small_changes_span_several_sections() -> None:
-    data = np.frombuffer(random.Random(6).randbytes(3_000_000), np.uint8).copy()
+def test_many_changes_span_several_sections() -> None:
+    data = np.frombuffer(random.Random(6).randbytes(10_000_000), np.uint8).copy()
     base = data.tobytes()
-    data[::150] = np.frombuffer(random.Random(7).randbytes(20_000), np.uint8)
+    data[::100] += np.uint8(1)
     patch = patch_between(base, data.tobytes())
     assert rebuilt(base, patch, data.tobytes()) == data.tobytes()
     assert {kind.kind: kind.count for kind in delta.inspect(BytesSource(patch)).operations}["control"] > 1
@@ -191,7 +191,7 @@ IMPOSSIBLE = {
     "copy-to-the-end-of-more": (section(copy(0)), "outside the base"),
     "too-long": (section(literal(7), b"1234567"), "more than the target"),
     "too-long-together": (section(copy(4) + copy(4, -4)), "more than the target"),
-    "huge": (section(literal(2**60), b"1"), "cut off"),
+    "huge": (section(literal(2**60), b"1"), "more than the target"),
     "literals-missing": (section(literal(6), b"123"), "cut off"),
     "literals-left": (section(literal(6), b"1234567"), "unused"),
     "differences-missing": (section(add(4), b"", b"123"), "cut off"),
@@ -239,7 +239,7 @@ def test_a_decompression_bomb_is_stopped_at_the_promised_length() -> None:
     compressor = zstd.ZstdCompressor(options=window)
     bomb = b"".join(compressor.compress(bytes(2**20)) for _ in range(400)) + compressor.flush()
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(IntegrityFailure, match="compressed part|more than zstd"):
+    with pytest.raises(IntegrityFailure, match=r"compressed part|more than zstd"):
         rebuilt(b"base", with_literal_frame(bomb[4:]), b"wanted")
     with pytest.raises(IntegrityFailure, match="compressed part"):
         rebuilt(b"base", with_literal_frame(bomb[4:1000]), b"wanted")

@@ -8,7 +8,7 @@ import pytest
 
 from common.artifact.protobuf import Span
 from common.artifact.source import BytesSource
-from common.delta.generic import diff, literal_prefix
+from common.delta.generic import diff
 from common.delta.generic.alignment import WINDOW_BYTES
 from common.delta.generic.pricing import written_bytes
 from common.delta.generic.seeds import ENTRIES_MAX, SeedIndex, seed_hashes
@@ -39,7 +39,7 @@ def written(base: bytes, operation: Copy | Add | Literal) -> bytes:
 
 
 def patch_bytes(base: bytes, target: bytes, found: Sequence[Copy | Add | Literal]) -> int:
-    return written_bytes(found, 0, BytesSource(base), (Span(0, len(base)),), len(target))
+    return written_bytes(found, 0, BytesSource(base), len(target))
 
 
 def test_equal_files_are_one_copy_whatever_their_size() -> None:
@@ -160,18 +160,6 @@ def test_the_search_tells_how_far_it_has_come() -> None:
     list(diff(BytesSource(NOISE), (Span(0, len(NOISE)),), target, Span(0, target.size), passed=told.append))
     assert told == sorted(told)
     assert told[-1] == len(NOISE)
-
-
-def test_a_prefix_is_only_given_where_it_helps() -> None:
-    base = BytesSource(NOISE[:500_000] + NAMES + NOISE[500_000:2_500_000])
-    whole = (Span(0, base.size),)
-    spans = literal_prefix(base, whole, NAMES[5_000:15_000].replace(b"7", b"seven"))
-    assert len(spans) <= 8
-    assert sum(end - start for start, end in spans) <= 1 << 20
-    assert any(start < 500_000 + 10_000 < end for start, end in spans)
-    assert literal_prefix(base, whole, NOISE[2_600_000:2_650_000]) == []
-    assert literal_prefix(base, whole, b"") == []
-    assert literal_prefix(base, (), NAMES) == []
 
 
 @pytest.mark.parametrize(("width", "step"), [(4, 1), (8, 1), (16, 8), (32, 32), (64, 128)])

@@ -2,8 +2,9 @@
 
 A target is laid over the base in runs and written as what differs (`alignment`, `emission`). A small one is also
 parsed byte by byte for the cheapest operations, under several assumptions about what will compress (`parsing`), and
-compared with sending all of it with the base as a prefix (`prefixes`): names that changed throughout a graph go best
-that way. What really comes out smallest is taken (`pricing`). This is deterministic and needs at most about 100 MB.
+compared with sending all of it as literals: names that changed throughout a graph go best that way, because literals
+may lean on what is left of the base. What really comes out smallest is taken (`pricing`). This is deterministic and
+needs at most about 100 MB.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,6 @@ from common.artifact.protobuf import Span
 from common.artifact.source import ByteSource
 from common.delta.generic import emission, parsing, pricing
 from common.delta.generic.alignment import Aligner
-from common.delta.generic.prefixes import literal_prefix
 from common.delta.operations import Add, Copy, Literal
 
 SMALL_BYTES_MAX = 1 << 20
@@ -20,8 +20,10 @@ SMALL_BYTES_MAX = 1 << 20
 ASSUMPTIONS = (parsing.Costs(0.5, 4.0), parsing.Costs(1.0, 0.0), parsing.Costs(0.4, 16.0), parsing.Costs(0.75, 1.0))
 """All compresses somewhat; nothing does; literals do and only long copies pay; little does."""
 FUSED_BYTES = (0, 64)
+PARSED_PATCH_BYTES_MAX = 2048
+"""What takes more in the patch has changed too much for a byte here and there to matter."""
 
-__all__ = ["diff", "literal_prefix"]
+__all__ = ["diff"]
 
 
 def diff(
@@ -47,13 +49,14 @@ def diff(
     laid_over = list(found)
     if len(laid_over) > 1 or any(isinstance(operation, Literal) for operation in laid_over):
         everything = Literal(target.read_at(target_span.start, target_span.end - target_span.start))
-        candidates: list[list[Copy | Add | Literal]] = [laid_over, [everything]]
-        candidates += _parsed(base, base_spans, target, target_span, shift or 0)
-        prices = [
-            pricing.written_bytes(candidate, target_span.start, base, base_spans, target.size)
-            for candidate in candidates
-        ]
-        laid_over = candidates[prices.index(min(prices))]
+
+        def price(candidate: list[Copy | Add | Literal]) -> int:
+            return pricing.written_bytes(candidate, target_span.start, base, target.size)
+
+        laid_over = min([laid_over, [everything]], key=price)
+        if price(laid_over) <= PARSED_PATCH_BYTES_MAX:
+            parsed = _parsed(base, base_spans, target, target_span, shift or 0)
+            laid_over = min([laid_over, *parsed], key=price)
     yield from laid_over
 
 

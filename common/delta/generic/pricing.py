@@ -2,21 +2,11 @@
 
 from collections.abc import Sequence
 
-from common.artifact.protobuf import Span
 from common.artifact.source import ByteSource
-from common.delta import layout
-from common.delta.generic.prefixes import literal_prefix
+from common.delta import sections
 from common.delta.operations import Add, Copy, Literal
 
 
-def written_bytes(
-    operations: Sequence[Copy | Add | Literal],
-    start: int,
-    base: ByteSource,
-    base_spans: Sequence[Span],
-    target_size: int,
-) -> int:
-    """Bytes of `operations` as one section, from `start` of the target on; `base_spans` may help their literals."""
-    literals = b"".join(operation.data for operation in operations if isinstance(operation, Literal))
-    prefix = literal_prefix(base, base_spans, literals)
-    return len(layout.write_section(operations, start, target_size, base.read_at, prefix))
+def written_bytes(operations: Sequence[Copy | Add | Literal], start: int, base: ByteSource, target_size: int) -> int:
+    """Bytes of `operations` as one section, from `start` of the target on."""
+    return len(sections.write_section(operations, start, target_size, base))
