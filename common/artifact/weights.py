@@ -23,6 +23,7 @@ NAME_BYTES_MAX = 1024
 DEPTH_MAX = 16
 """Graphs in graphs."""
 RANK_MAX = 32
+"""Axes. The product of a million of them, which a header of a few megabytes can name, would take minutes."""
 SAFETENSORS_HEADER_BYTES_MAX = 64 * 1024 * 1024
 
 ONNX_TYPES = {
@@ -104,9 +105,10 @@ def _safetensors(source: ByteSource) -> Iterable[Weight]:
 def _safetensors_weight(name: str, raw: msgspec.Raw, data: int) -> Weight:
     entry = msgspec.json.decode(raw, type=_SafetensorsEntry)
     start, end = entry.data_offsets
-    kind = SAFETENSORS_TYPES.get(entry.dtype, "I8")
-    shape = tuple(entry.shape) if entry.dtype in SAFETENSORS_TYPES else (end - start,)
-    return Weight(name, kind, shape, Span(data + start, data + end))
+    span = Span(data + start, data + end)
+    if entry.dtype not in SAFETENSORS_TYPES or len(entry.shape) > RANK_MAX:
+        return Weight(name, "I8", (end - start,), span)
+    return Weight(name, SAFETENSORS_TYPES[entry.dtype], tuple(entry.shape), span)
 
 
 def _onnx(source: ByteSource) -> tuple[list[Weight], list[_ExternalTensor]]:
@@ -178,7 +180,7 @@ class _OnnxWalk:
             match part:
                 case Field(number=1, wire_type=0, value=value) if len(shape) < RANK_MAX:
                     shape.append(value)
-                case Field(number=1, wire_type=2):
+                case Field(number=1, wire_type=2) if len(shape) < RANK_MAX:
                     shape += self.reader.varints(part.span, RANK_MAX)
                 case Field(number=2, wire_type=0, value=value):
                     kind = value

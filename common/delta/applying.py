@@ -20,6 +20,9 @@ from common.delta.reading import Frame, Placed, read
 from common.delta.tensors import Memory, decode
 from common.errors import IntegrityFailure
 
+FRAME_PIECE_BYTES = 64 * 1024
+"""How much of a frame is read at a time."""
+
 
 def apply(
     base: ByteSource, patch: ByteSource, sink: Callable[[bytes], object], *, target: ArtifactRef | None
@@ -75,4 +78,5 @@ def _target(base: ByteSource, patch: ByteSource, header: Header, place: int) -> 
 
 
 def _span(patch: ByteSource, span: Span) -> Iterator[bytes]:
-    return iter(pieces(patch, span.start, span.end))
+    for place in range(span.start, span.end, FRAME_PIECE_BYTES):
+        yield patch.read_at(place, min(FRAME_PIECE_BYTES, span.end - place))

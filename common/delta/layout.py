@@ -36,7 +36,7 @@ PREFIX_BYTES_MAX = 1024 * 1024
 """Of the base, before the literals of a section."""
 READ_BYTES_MIN = 4096
 """What operations read so much of at a time is weights: not worth a place in the prefix of the literals."""
-FRAME_PREFIX_BYTES_MAX = 6 * 1024 * 1024
+FRAME_PREFIX_BYTES_MAX = 5 * 1024 * 1024
 """Of the base, before a frame."""
 PREFIX_SPANS_MAX = 64
 PAYLOAD_BYTES_MAX = 2 * 1024 * 1024

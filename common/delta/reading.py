@@ -182,8 +182,8 @@ class _SectionReader:
             raise IntegrityFailure(f"a stream of {size} bytes in the patch, the limit is {limit}")
         if kind == SPARSE and limit == DIFFERENCE_BYTES_MAX:
             packed = self._head.varint()
-            if packed > sparse.packed_size_max(size):
-                raise IntegrityFailure(f"{size} differences take {packed} bytes in the patch, more than there can be")
+            if packed > size:
+                raise IntegrityFailure(f"{size} differences take {packed} bytes packed, which is more than unpacked")
             return _Sizes(size, packed, self._frame_size(packed))
         return _Sizes(size, size, size if kind == RAW else self._frame_size(size))
 

@@ -101,8 +101,8 @@ def _write_literals(literals: bytes, operations: Sequence[Operation], base: Byte
 
 def _write_differences(differences: bytes) -> _Stream:
     ways = _simple(differences)
-    if differences:
-        packed = sparse.pack(differences)
+    packed = sparse.pack(differences)
+    if len(packed) < len(differences):
         frame = frames.compress(packed, level=frames.LEVEL_MAX)
         ways.append(_Stream(SPARSE, len(differences), len(packed), frame))
     return _shortest(*ways)

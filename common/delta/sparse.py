@@ -18,14 +18,11 @@ JOINED_ZEROS_MAX = 3
 """So few zeros between two bytes are cheaper as values than as a gap."""
 GAP_MAX, LENGTH_MAX = 0xFFFF, 0xFF
 COLUMN_BYTES = 3
+RUNS_AT_ONCE = 4096
+"""How many runs are unpacked at a time."""
 
 Bytes = NDArray[np.uint8]
 Counts = NDArray[np.int64]
-
-
-def packed_size_max(size: int) -> int:
-    """The most bytes that `size` bytes can take packed."""
-    return len(varint(size)) + (COLUMN_BYTES + 1) * size
 
 
 def pack(dense: bytes) -> bytes:
@@ -40,18 +37,32 @@ def pack(dense: bytes) -> bytes:
 
 
 def unpack(packed: bytes, size: int) -> bytes:
-    """The `size` bytes that `packed` stands for; `IntegrityFailure` when it is not what `pack` writes for so many."""
+    """The `size` bytes that `packed` stands for; `IntegrityFailure` when it is not what `pack` writes for so many.
+
+    Takes no more memory than packed and dense bytes together, however many runs a stranger makes of them.
+    """
     cursor = Cursor(packed)
     count = cursor.varint()
-    columns = np.frombuffer(cursor.take(COLUMN_BYTES * count), np.uint8).reshape(COLUMN_BYTES, count)
-    low, high, lengths = columns.astype(np.int64)
-    values = np.frombuffer(packed, np.uint8, offset=cursor.place)
-    ends = np.cumsum(low + (high << 8) + lengths)
-    if int(lengths.sum()) != len(values) or (count and int(ends[-1]) > size):
-        raise IntegrityFailure("the packed differences of the patch do not fit their section")
-    dense = np.zeros(size, np.uint8)
-    dense[_inside(ends - lengths, lengths)] = values
-    return dense.tobytes()
+    low, high, lengths = (np.frombuffer(cursor.take(count), np.uint8) for _ in range(COLUMN_BYTES))
+    dense = bytearray(size)
+    place = 0
+    for begin in range(0, count, RUNS_AT_ONCE):
+        chosen = slice(begin, begin + RUNS_AT_ONCE)
+        counts = np.stack((low[chosen] + (high[chosen].astype(np.int64) << 8), lengths[chosen]), axis=1).reshape(-1)
+        end = place + int(counts.sum())
+        values = cursor.take(int(counts[1::2].sum()))
+        if end > size:
+            raise _unfit()
+        changed = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+        np.frombuffer(dense, np.uint8)[place:end][changed] = np.frombuffer(values, np.uint8)
+        place = end
+    if not cursor.ended():
+        raise _unfit()
+    return bytes(dense)
+
+
+def _unfit() -> IntegrityFailure:
+    return IntegrityFailure("the packed differences of the patch do not fit their section")
 
 
 def _runs(data: Bytes) -> tuple[Counts, Counts]:

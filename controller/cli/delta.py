@@ -5,6 +5,7 @@ Reports and progress go to stderr, what `inspect` finds to stdout.
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,13 +42,17 @@ def delta() -> None:
 @click.option("--codec", metavar="NAME", help="tensor-pco.1 (default), or tensor-zstd.1 for devices without pcodec.")
 @click.option("--old-model", type=INPUT, metavar="FILE", help="OLD holds the external data of this ONNX model.")
 @click.option("--new-model", type=INPUT, metavar="FILE", help="NEW holds the external data of this ONNX model.")
-def make(old: Path, new: Path, patch: Path, codec: str | None, old_model: Path | None, new_model: Path | None) -> None:
+def make(  # noqa: PLR0917 - one parameter for each option
+    old: Path, new: Path, patch: Path, codec: str | None, old_model: Path | None, new_model: Path | None
+) -> None:
     """Write a patch that turns OLD into NEW.
 
     A device that has OLD rebuilds NEW from the patch, bit for bit.
     """
     from concurrent.futures import ThreadPoolExecutor
 
+    # The matrices are small: threads of numpy's matrix library, read when it is loaded, would only get in the way.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from common import delta as codecs
 
     with (

@@ -27,6 +27,8 @@ WALL_PER_CPU_MAX = 4.0
 WALL_S_MIN = 60.0
 COMPLAINT_BYTES_MAX = 4096
 """How much of what a broken worker said last is logged."""
+ONE_THREAD_EACH = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+"""The matrices are small: threads of the matrix library would only wait for each other, and burn CPU while they do."""
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ def _start(order: Order) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "controller.registry.patch_worker", msgspec.json.encode(order)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+        env={**os.environ, **ONE_THREAD_EACH},
     )  # fmt: skip
 
 
