@@ -97,7 +97,7 @@ async def test_a_patch_that_would_save_little_is_not_worth_it_and_leaves_no_byte
     async with building(bench):
         patch = await settled(bench, base, target)
     assert (patch.state, patch.patch) == ("not_worth", None)
-    assert "60%" in patch.reason
+    assert "90%" in patch.reason
     assert {blob.artifact for blob in bench.blobs.all()} == {base, target}
     assert len(await bench.events("patch.not_worth")) == 1
 
