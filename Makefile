@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 MODELS := .demo/models
 TOOLCHAIN := .demo/toolchain
 
-.PHONY: demo test check format bench bench-delta clean
+.PHONY: demo test check format bench bench-delta fuzz clean
 demo: $(STAMP) $(MODELS)/.fetched
 	$(BIN)/ferry demo --models $(MODELS)
 
@@ -41,8 +41,13 @@ $(TOOLCHAIN)/.installed:
 	$(TOOLCHAIN)/bin/python -m pip install --quiet --disable-pip-version-check zipnn==0.5.4
 	touch $@
 
+# Half an hour by default; FUZZ_S=SECONDS or FUZZ_RUNS=RUNS (of each target, always the same ones) for another length.
+fuzz: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[fuzz]"
+	$(BIN)/python -m tests.fuzz
+
 clean:
-	rm -rf $(VENV) .demo dist
+	rm -rf $(VENV) .demo .fuzz dist
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -14,7 +14,8 @@ from common import delta
 from common.artifact.protobuf import Span
 from common.artifact.source import BytesSource
 from common.artifact.weights import Weight
-from common.delta.sections import write_frame
+from common.delta.operations import Add, Copy, Literal, Operation
+from common.delta.sections import write_frame, write_section
 from tests.patches import add, copy, header, literal, section
 
 Array = NDArray[Any]
@@ -164,10 +165,33 @@ def _byte_pairs(codec: str) -> Iterator[Pair]:
     content = text + base[100:600]
     yield by_hand("frame", content, write_frame(content, source.read_at, (Span(90, 640),)), "frame with a prefix")
     yield by_hand("frame", text, write_frame(text, source.read_at, ()))
+    yield from _written(codec)
     target = text[:900] + base + text[900:]
     parts: list[bytes] = []
     delta.make(BytesSource(text[::2] + base), BytesSource(target), parts.append, codec=codec)
     yield Pair("text", "copy", codec, text[::2] + base, target, b"".join(parts))
+
+
+def _written(codec: str) -> Iterator[Pair]:
+    """Sections whose streams are short only as frames of one kind or another."""
+    base = _random(12).bytes(3_000)
+    differences = np.where(_random(13).random(3_000) < 0.02, _random(14).integers(0, 256, 3_000), 0).astype(np.uint8)
+    words = b"".join(b"layer%d/%s/weight " % (number, _random(number).bytes(2).hex().encode()) for number in range(70))
+    names = words.replace(b"weight", b"bias")
+    every_fifth: list[Operation] = []
+    for place in range(0, 600, 5):
+        every_fifth += [Literal(base[place : place + 1]), Copy(place + 1, 4)]
+    ways: dict[str, tuple[str, bytes, bytes, list[Operation]]] = {
+        "packed differences": (
+            "add", base, (np.frombuffer(base, np.uint8) + differences).tobytes(), [Add(0, differences.tobytes())],
+        ),
+        "literals with a prefix": ("literal", words, names, [Literal(names)]),
+        "literals in a frame": ("literal", b"", words, [Literal(words)]),
+        "many operations": ("copy", base[:600], base[:600], every_fifth),
+    }  # fmt: skip
+    for name, (kind, old, new, operations) in ways.items():
+        body = write_section(operations, 0, len(new), BytesSource(old))
+        yield Pair(name, kind, codec, old, new, header(old, new, codec) + body)
 
 
 def _added(base: bytes) -> bytes:
