@@ -14,8 +14,9 @@ from edge_agent.enrol import PENDING_FILE
 from edge_agent.identity import FILE_NAME as IDENTITY_FILE
 from edge_agent.journal import FILE_NAME as JOURNAL_FILE
 from edge_agent.running import LOCK_FILE, RUN_FILE
-from edge_agent.slots import MADE_SUFFIX, MANIFEST_FILE, NEW_SUFFIX, OLD_SUFFIX, PART_SUFFIX
+from edge_agent.slots import MADE_SUFFIX, NEW_SUFFIX, OLD_SUFFIX, PART_SUFFIX
 from edge_agent.status import Status
+from edge_agent.update import MANIFEST_FILE
 
 PAGE = (Path(__file__).parent.parent.parent / "docs/reference/agent.md").read_text()
 FILES = (
