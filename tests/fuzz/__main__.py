@@ -42,7 +42,8 @@ def main() -> int:
     names = [name for name in os.environ.get("FUZZ_TARGETS", "").split(",") if name] or list(TARGETS)
     counted = os.environ.get("FUZZ_RUNS")
     share = max(1, int(os.environ.get("FUZZ_S") or FUZZ_S_DEFAULT) // len(names))
-    amount = [f"-runs={counted}", "-seed=1"] if counted else [f"-max_total_time={share}"]
+    # The entropic schedule looks at the clock, so it would not be the same runs again.
+    amount = [f"-runs={counted}", "-seed=1", "-entropic=0"] if counted else [f"-max_total_time={share}"]
     tried = []
     for name in names:
         with _corpus(name, keep=not counted) as corpus:
@@ -71,7 +72,7 @@ def _fuzz(name: str, amount: list[str], corpus: Path) -> Tried:
         "-print_final_stats=1",
     ]
     # One arena: threads must not reserve address space of their own, of which each run has a limit.
-    environment = os.environ | {"MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
     child = subprocess.run(
         [sys.executable, "-m", "tests.fuzz.child", name, *options, str(corpus)],
         check=False,
