@@ -1,26 +1,30 @@
 """What patches cost: bytes, CPU time and memory, ours beside every other tool, on pairs of real models.
 
+All tools are measured on a pair before the next pair is begun. A complete run takes hours (two of the tools need
+minutes for each large pair), so what is measured is kept: a run that was broken off goes on where it was, unless the
+code or a file has changed since. `FRESH=1` measures everything again.
+
 `QUICK=1` takes the small pairs. While developing, `PAIRS=a,b` chooses pairs and `WITHOUT=bsdiff4,HDiffPatch` leaves out
-slow tools: then the tables are only printed, because the page shows one complete run.
+slow tools: then the tables are only printed, because the page shows a complete run.
 """
 
 import os
 import sys
 from collections.abc import Sequence
 
-from benchmarks.delta import bounds, goals, page, pairs, peers, tensors
+from benchmarks.delta import bounds, goals, kept, page, pairs, peers, tensors
 from benchmarks.delta.figures import PairFigures
 from benchmarks.delta.pairs import Pair
 from benchmarks.delta.peers import Tool
 from benchmarks.report import quick, write
 
 INTRO = """
-Each tool makes a patch from the old file of a pair to the new one and applies it, in processes of their own, all in
-one run. `ours` is `common/delta`; `zstd only` is what devices without pcodec get. `zstd -19` sends the new file alone.
-HDiffPatch is the smallest of its uncompressed form and two compressors, ZipNN the exclusive-or where both files have
-one size. Memory is the peak RSS of the whole process, in MB of 2^20 bytes; CPU seconds are user and system time, for
-the Python libraries without starting Python. Apply times are the least of three. Ours include SHA-256 of the old file
-and the new, which no other tool checks.
+Each tool makes a patch from the old file of a pair to the new one and applies it, in processes of their own, all tools
+on a pair one after another. `ours` is `common/delta`; `zstd only` is what devices without pcodec get. `zstd -19` sends
+the new file alone. HDiffPatch is the smallest of its uncompressed form and two compressors, ZipNN the exclusive-or where
+both files have one size. Memory is the peak RSS of the whole process, in MB of 2^20 bytes; CPU seconds are user and
+system time, for the Python libraries without starting Python. Apply times are the least of three. Ours include SHA-256
+of the old file and the new, which no other tool checks.
 
 The bound is the conditional entropy of the differences of changed weights, given the exponents of the old ones, tensor
 by tensor (`benchmarks/delta/bounds.py`); it is left out where tensors have no partner. Where the change itself is
@@ -33,7 +37,7 @@ a little between machines, as torch's arithmetic does.
 def main() -> None:
     wanted, tools = _pairs(), _tools()
     pairs.prepare(wanted)
-    figures = [_measured(pair, tools) for pair in wanted]
+    figures = [kept.recall(pair, tools) or kept.keep(pair, tools, _measured(pair, tools)) for pair in wanted]
     rows = goals.goals(figures)
     text = page.body(figures, rows)
     if os.environ.get("PAIRS") or os.environ.get("WITHOUT"):

@@ -7,6 +7,7 @@ pair, which is a result too. A tool that is not installed is left out, with a me
 
 import filecmp
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,8 @@ from benchmarks.report import ROOT
 CPU_S_MAX = 900
 APPLY_REPEATS = 3
 XDELTA_WINDOW_BYTES_MIN = 64 * 1024 * 1024
+ENVIRONMENT = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+"""As the registry's workers have it: threads that wait for each other burn CPU time."""
 
 Command = Callable[[Pair, Path, Path], Sequence[str]]
 
@@ -69,7 +72,7 @@ def measure(tool: Tool, pair: Pair) -> Outcome:
 
 
 def _cost(command: Sequence[str]) -> Cost:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()[-1:]
         raise _Failed(f"failed: {said[0] if said else f'exit code {done.returncode}'}"[:200])

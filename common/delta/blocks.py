@@ -33,7 +33,7 @@ BLOCKS_AT_ONCE = 16
 """Blocks that are worked on at a time; each takes about 20 MB."""
 FRESH_BYTES_MIN = 256
 """A shorter run of new elements is written as a literal."""
-PLANNED_ELEMENTS_MAX = 16 * 1024 * 1024
+PLANNED_ELEMENTS_MAX = 4 * 1024 * 1024
 """Of a matrix that is searched for a low rank; that takes up to 40 bytes for each."""
 
 T = TypeVar("T")
