@@ -4,9 +4,10 @@ Memory is bounded whatever the size of the model: one piece of 1 MiB, one sectio
 its decoding needs, or the window and prefix of one frame.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.artifact.digest import Hasher
 from common.artifact.manifest import ArtifactRef
@@ -65,16 +66,22 @@ def _target(base: ByteSource, patch: ByteSource, header: Header, place: int) -> 
             case Literal(data):
                 yield data
             case Add(offset, differences):
-                old = np.frombuffer(base.read_at(offset, len(differences)), np.uint8)
-                yield (old + np.frombuffer(differences, np.uint8)).tobytes()
+                yield from _added(pieces(base, offset, offset + len(differences)), np.frombuffer(differences, np.uint8))
             case TensorBlock(offset, block, method, payload):
                 elements = None
                 if block.old_dtype is not None:
                     elements = np.frombuffer(base.read_at(offset, old_bytes(block)), block.old_dtype.bits)
                 yield decode(method, elements, block, payload, coder, memory).tobytes()
             case Frame() as frame:
-                prefix = gathered(base.read_at, frame.prefix)
-                yield from frames.stream(_span(patch, frame.span), frame.length, prefix=prefix)
+                stored = _span(patch, frame.span)
+                yield from frames.stream(stored, frame.length, prefix=gathered(base.read_at, frame.prefix))
+
+
+def _added(old: Iterable[bytes], differences: NDArray[np.uint8]) -> Iterator[bytes]:
+    place = 0
+    for piece in old:
+        yield (np.frombuffer(piece, np.uint8) + differences[place : place + len(piece)]).tobytes()
+        place += len(piece)
 
 
 def _span(patch: ByteSource, span: Span) -> Iterator[bytes]:

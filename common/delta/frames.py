@@ -46,6 +46,7 @@ def stream(frame: Iterator[bytes], size: int, *, prefix: bytes = b"") -> Iterato
     options: dict[Any, int] = {zstd.DecompressionParameter.window_log_max: WINDOW_LOG_MAX}
     dictionary = zstd.ZstdDict(prefix, is_raw=True).as_prefix if len(prefix) >= 8 else None
     decompressor = zstd.ZstdDecompressor(zstd_dict=dictionary, options=options)
+    del prefix  # the dictionary has a copy
     left, given = size, MAGIC + next(frame, b"")
     while True:
         try:

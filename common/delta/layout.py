@@ -27,6 +27,9 @@ base and target in full."""
 HEADER_BYTES_MAX = 6 + 2 * (9 + FINGERPRINT_BYTES)
 FILE_BYTES_MAX = 1 << 48
 
+OPERATIONS_MAX = 1 << 20
+"""Of a patch, frames included. Reading one takes some ten microseconds, and thirty bytes can hold a hundred thousand of
+them: without a limit, a short patch could keep a reader busy for hours."""
 CONTROL_BYTES_MAX = 256 * 1024
 LITERAL_BYTES_MAX = 1024 * 1024
 """Of the literals of one section."""

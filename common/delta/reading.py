@@ -21,6 +21,7 @@ from common.delta.layout import (
     FRAMED,
     LITERAL,
     LITERAL_BYTES_MAX,
+    OPERATIONS_MAX,
     PAYLOAD_BYTES_MAX,
     PREFIX_SPANS_MAX,
     PREFIXED,
@@ -66,15 +67,19 @@ class Placed(NamedTuple):
 
 def read(patch: ByteSource, header: Header, place: int, base: Read | None) -> Iterator[Section | Placed]:
     """What follows the header, in order: each section, then its operations. `place` is where the header ends. Without
-    `base`, literals that lean on it read as zeros.
+    `base`, literals and differences read as zeros.
 
     Each operation was checked: it reads inside the base, and all together write exactly the target. Holds one section's
     streams and one payload at a time, about 4 MB.
     """
-    written = 0
+    written = operations = 0
     while written < header.target.size:
         reader = _SectionReader(patch, header, base, place, written)
-        yield from reader.read()
+        for step in reader.read():
+            operations += isinstance(step, Placed)
+            if operations > OPERATIONS_MAX:
+                raise IntegrityFailure(f"the patch has more than {OPERATIONS_MAX} operations")
+            yield step
         place, written = reader.place, reader.written
     if place != patch.size:
         raise IntegrityFailure(f"{patch.size - place} bytes follow the last section of the patch")
@@ -120,8 +125,12 @@ class _SectionReader:
         self.place = start = self._body(sum(size.stored for size in sizes) + payloads)
         yield Section(start - self._begin + sizes[0].stored, sizes[1].stored, sizes[2].stored, payloads)
         control = self._simple(kinds[0], sizes[0])
-        literals = self._literals(kinds[1], sizes[1], control)
-        differences = self._differences(kinds[2], sizes[2])
+        if self._base is None:
+            literals, differences = (bytes(size.content) for size in sizes[1:])
+            self.place += sizes[1].stored + sizes[2].stored
+        else:
+            literals = self._literals(kinds[1], sizes[1], control, self._base)
+            differences = self._differences(kinds[2], sizes[2])
         yield from self._operations(control, Cursor(literals), Cursor(differences), self.place + payloads)
 
     def _operations(self, control: bytes, literals: Cursor, differences: Cursor, payload_end: int) -> Iterator[Placed]:
@@ -222,14 +231,11 @@ class _SectionReader:
         self.place += sizes.stored
         return raw if kind == RAW else frames.decompress(raw, sizes.framed, prefix=prefix)
 
-    def _literals(self, kind: int, sizes: "_Sizes", control: bytes) -> bytes:
+    def _literals(self, kind: int, sizes: "_Sizes", control: bytes, base: Read) -> bytes:
         if kind != PREFIXED:
             return self._simple(kind, sizes)
-        if self._base is None:
-            self.place += sizes.stored
-            return bytes(sizes.content)
         used = (Span(head.offset, head.offset + head.base_bytes) for head in self._heads(control))
-        return self._simple(kind, sizes, gathered(self._base, unread(used, self._header.base.size)))
+        return self._simple(kind, sizes, gathered(base, unread(used, self._header.base.size)))
 
     def _differences(self, kind: int, sizes: "_Sizes") -> bytes:
         data = self._simple(kind, sizes)

@@ -43,7 +43,11 @@ def unpack(packed: bytes, size: int) -> bytes:
     """
     cursor = Cursor(packed)
     count = cursor.varint()
-    low, high, lengths = (np.frombuffer(cursor.take(count), np.uint8) for _ in range(COLUMN_BYTES))
+    columns = np.frombuffer(packed, np.uint8, offset=cursor.place)
+    if COLUMN_BYTES * count > len(columns):
+        raise _unfit()
+    low, high, lengths = columns[: COLUMN_BYTES * count].reshape(COLUMN_BYTES, count)
+    cursor.place += COLUMN_BYTES * count
     dense = bytearray(size)
     place = 0
     for begin in range(0, count, RUNS_AT_ONCE):

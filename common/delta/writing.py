@@ -16,6 +16,7 @@ from common.delta.layout import (
     DIFFERENCE_BYTES_MAX,
     FRAME_PREFIX_BYTES_MAX,
     LITERAL_BYTES_MAX,
+    OPERATIONS_MAX,
     gathered,
 )
 from common.delta.operations import Add, Copy, Literal, Operation, TensorBlock
@@ -41,12 +42,18 @@ SAMPLES_ERROR_MAX = 0.9
 
 def sections(operations: Iterable[Operation], base: ByteSource, target: ByteSource) -> Iterator[bytes]:
     """The bytes that follow the header: `operations` write all of `target`."""
-    start = 0
+    # Were each region written as frames, there would be so many.
+    frames_max = 2 + 2 * target.size // REGION_BYTES
+    start, left = 0, OPERATIONS_MAX - frames_max
     for merged in _regions(_merged(operations)):
         region = list(_merged(_without_dear_copies(merged, start, base)))
-        length = sum(operation.length for operation in region)
-        yield from _shortest(region, base, target, Span(start, start + length))
-        start += length
+        span = Span(start, start + sum(operation.length for operation in region))
+        if len(region) <= left:
+            left -= len(region)
+            yield from _shortest(region, base, target, span)
+        else:
+            yield from _frames(base, target, span)
+        start = span.end
 
 
 def _shortest(region: list[Operation], base: ByteSource, target: ByteSource, span: Span) -> list[bytes]:
@@ -62,6 +69,14 @@ def _shortest(region: list[Operation], base: ByteSource, target: ByteSource, spa
     if samples.promise(gathered(base.read_at, surroundings), _total(written)):
         ways.append(surroundings)
     return min([written, *([write_frame(content, base.read_at, way)] for way in ways)], key=_total)
+
+
+def _frames(base: ByteSource, target: ByteSource, span: Span) -> Iterator[bytes]:
+    """The bytes of a region that has more operations than a patch may have."""
+    for start in range(span.start, span.end, REGION_BYTES):
+        end = min(start + REGION_BYTES, span.end)
+        content = target.read_at(start, end - start)
+        yield write_frame(content, base.read_at, _surroundings(Span(start, end), base.size))
 
 
 class _Samples:

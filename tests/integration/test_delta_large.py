@@ -1,5 +1,6 @@
 """Files of more than 4 GiB, through the real file source: offsets have 64 bits, and a device needs no more memory than
-for small ones. The files are sparse, so they take no disk.
+for small ones. The files are sparse, so they take no disk. And patches that are as large in everything as the format
+allows, which nobody would make: not even they need more.
 """
 
 import json
@@ -7,11 +8,31 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+
+from common.delta import frames, sparse
+from common.delta.codecs import CODEC_ZSTD
+from common.delta.layout import (
+    CONTROL_BYTES_MAX,
+    DIFFERENCE_BYTES_MAX,
+    FRAME_PREFIX_BYTES_MAX,
+    FRAMED,
+    LITERAL_BYTES_MAX,
+    PREFIX_BYTES_MAX,
+    PREFIXED,
+    RAW,
+    READ_BYTES_MIN,
+    SPARSE,
+)
+from common.delta.tensors import ZSTD, Block, DType, Method, Plan, pack_low_rank
+from common.delta.tensors.low_rank import FACTOR_ELEMENTS_MAX, RANK_MAX
+from common.delta.varint import varint
+from tests.patches import add, block, copy, header, literal, reference_to, section
 
 MIB = 2**20
 SIZE = 2**32 + 24 * MIB
@@ -113,5 +134,79 @@ def test_changes_beyond_4_gib_cost_little_and_are_applied_within_50_mb(tmp_path:
     changed_bytes = 2 * new[::100].nbytes
     assert patch_bytes < changed_bytes + 2_000  # the noise was found where it lay, 2 GiB away
     assert made.peak < MAKE_BYTES_MAX
+    assert applied.peak < APPLY_BYTES_MAX
+    assert applied.said[0] <= MIB
+
+
+BASE = np.random.default_rng(2).integers(0, 256, 8 * MIB, np.uint8)
+ELEMENTS = BASE[:MIB].view("<u4")
+
+
+def largest_packed_differences() -> tuple[bytes, bytes]:
+    """A target and what makes it: differences with as many runs as fit."""
+    size = DIFFERENCE_BYTES_MAX
+    differences = np.zeros(size, np.uint8)
+    differences[::5] = 1
+    packed = sparse.pack(differences.tobytes())
+    control, frame = add(size), frames.compress(packed, level=1)
+    sizes = b"".join(map(varint, (len(control), size, len(packed), len(frame))))
+    return (BASE[:size] + differences).tobytes(), bytes([RAW | SPARSE << 4]) + sizes + control + frame
+
+
+def largest_differences() -> tuple[bytes, bytes]:
+    size = DIFFERENCE_BYTES_MAX
+    control, frame = add(size), frames.compress(b"\1" * size, level=1)
+    sizes = b"".join(map(varint, (len(control), size, len(frame))))
+    return (BASE[:size] + np.uint8(1)).tobytes(), bytes([RAW | FRAMED << 4]) + sizes + control + frame
+
+
+def most_operations_and_literals() -> tuple[bytes, bytes]:
+    """A section full of copies that are long enough to be kept in mind for the prefix of its literals."""
+    step = copy(READ_BYTES_MIN, -READ_BYTES_MIN)
+    control = copy(READ_BYTES_MIN) + step * ((CONTROL_BYTES_MAX - 10) // len(step) - 1) + literal(LITERAL_BYTES_MAX)
+    literals = BASE[MIB : MIB + LITERAL_BYTES_MAX].tobytes()
+    prefix = BASE[READ_BYTES_MIN : READ_BYTES_MIN + PREFIX_BYTES_MAX].tobytes()
+    streams = (frames.compress(control, level=1), frames.compress(literals, prefix=prefix, level=1))
+    sizes = b"".join(map(varint, (len(control), len(streams[0]), len(literals), len(streams[1]))))
+    copies = (CONTROL_BYTES_MAX - 10) // len(step)
+    target = BASE[:READ_BYTES_MIN].tobytes() * copies + literals
+    return target, bytes([FRAMED | PREFIXED << 2]) + sizes + b"".join(streams)
+
+
+def largest_frame() -> tuple[bytes, bytes]:
+    """A frame whose window and prefix are as large as they may be."""
+    prefix = BASE[:FRAME_PREFIX_BYTES_MAX].tobytes()
+    content = np.random.default_rng(3).bytes(6 * MIB) * 3 + prefix[MIB:]
+    frame = frames.compress(content, prefix=prefix, level=1)
+    head = bytes(1) + varint(len(content)) + b"\1\0" + varint(FRAME_PREFIX_BYTES_MAX) + varint(len(frame))
+    return content, head + frame
+
+
+def highest_rank() -> tuple[bytes, bytes]:
+    rank, columns = RANK_MAX, FACTOR_ELEMENTS_MAX // RANK_MAX
+    rows = len(ELEMENTS) // columns
+    chance = np.random.default_rng(4)
+    plan = Plan(chance.integers(-(2**40), 2**40, (rows, rank)), chance.integers(-(2**20), 2**20, (rank, columns)), 60)
+    shape = Block(DType.F32, DType.F32, rows * columns, columns)
+    new = ELEMENTS ^ chance.integers(0, 2**32, len(ELEMENTS), np.uint32)
+    payload = pack_low_rank(plan, 0, ELEMENTS, new, shape, ZSTD)
+    head = block(shape.count, len(payload), method=Method.LOW_RANK, dtype=DType.F32, old=DType.F32, columns=columns)
+    return new.tobytes(), section(head, payloads=payload)
+
+
+LARGEST = (
+    largest_packed_differences, largest_differences, most_operations_and_literals, largest_frame, highest_rank,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("largest", LARGEST, ids=lambda build: build.__name__)
+def test_the_largest_sections_that_there_can_be_are_applied_within_50_mb(
+    largest: Callable[[], tuple[bytes, bytes]], tmp_path: Path
+) -> None:
+    target, body = largest()
+    base = BASE.tobytes()
+    (tmp_path / "base").write_bytes(base)
+    (tmp_path / "patch").write_bytes(header(base, target, CODEC_ZSTD) + body)
+    applied = child(APPLY, tmp_path, reference_to(target).digest, len(target))
     assert applied.peak < APPLY_BYTES_MAX
     assert applied.said[0] <= MIB

@@ -20,10 +20,11 @@ from common import delta
 from common.artifact.manifest import ArtifactRef
 from common.artifact.source import BytesSource
 from common.artifact.weights import ELEMENT_BITS, ONNX_TYPES, SAFETENSORS_TYPES, Weight, external_weights, weights
-from common.delta import sparse
+from common.delta import frames, reading, sparse, writing
 from common.delta.layout import (
     FILE_BYTES_MAX,
     FRAMED,
+    OPERATIONS_MAX,
     PAYLOAD_BYTES_MAX,
     PREFIXED,
     RAW,
@@ -37,7 +38,7 @@ from common.delta.tensors import NO_BASE, DType, Method
 from common.delta.varint import varint
 from common.errors import IntegrityFailure
 from tests.patch_pairs import Pair, pairs
-from tests.patches import block, header, literal, patch_between, rebuilt, reference_to, section
+from tests.patches import block, copy, header, literal, patch_between, rebuilt, reference_to, section
 
 LARGE_PATCH_BYTES = 1_500
 """Of a longer patch not every byte is flipped, but `FLIPS`."""
@@ -264,6 +265,37 @@ def test_a_tensor_of_more_axes_than_anybody_has_is_taken_for_bytes() -> None:
     graph = b"\x2a" + varint(len(tensor)) + tensor
     (weight,) = weights(BytesSource(b"\x3a" + varint(len(graph)) + graph))
     assert weight.shape == (1,) * 32
+
+
+def test_a_short_patch_of_endless_operations_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two bytes of control an operation, and a thousand of these a byte of the frame: such a patch could keep a reader
+    busy for hours.
+    """
+    monkeypatch.setattr(reading, "OPERATIONS_MAX", 30_000)
+    control = copy(1) * 20_000
+    frame = frames.compress(control)
+    body = (bytes((FRAMED,)) + varint(len(control)) + varint(len(frame)) + frame) * 2
+    base = bytes(40_000)
+    patch = header(base, base) + body
+    assert len(patch) < 100
+    for read in (lambda: rebuilt(base, patch, base), lambda: delta.inspect(BytesSource(patch))):
+        with pytest.raises(IntegrityFailure, match="more than 30000 operations"):
+            read()
+
+
+def test_files_with_more_differences_than_a_patch_has_operations_still_get_a_patch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old = np.random.default_rng(9).integers(0, 256, 10_000, np.uint8)
+    new = np.insert(old, np.arange(50, 10_000, 100), 7).tobytes()
+    base = old.tobytes()
+    for limit in (10, 100, OPERATIONS_MAX):
+        monkeypatch.setattr(writing, "OPERATIONS_MAX", limit)
+        monkeypatch.setattr(reading, "OPERATIONS_MAX", limit)
+        patch = patch_between(base, new)
+        assert rebuilt(base, patch, new) == new
+    kinds = {operation.kind for operation in delta.inspect(BytesSource(patch)).operations}
+    assert "copy" in kinds
 
 
 BASE = bytes(4096)
