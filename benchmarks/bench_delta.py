@@ -19,12 +19,12 @@ from benchmarks.delta.peers import Tool
 from benchmarks.report import quick, write
 
 INTRO = """
-Each tool makes a patch from the old file of a pair to the new one and applies it, in processes of their own, all tools
-on a pair one after another. `ours` is `common/delta`; `zstd only` is what devices without pcodec get. `zstd -19` sends
-the new file alone. HDiffPatch is the smallest of its uncompressed form and two compressors, ZipNN the exclusive-or where
-both files have one size. Memory is the peak RSS of the whole process, in MB of 2^20 bytes; CPU seconds are user and
-system time, for the Python libraries without starting Python. Apply times are the least of three. Ours include SHA-256
-of the old file and the new, which no other tool checks.
+Each tool makes a patch from the old file of a pair to the new one and applies it, in processes of their own, all
+tools on a pair one after another. `ours` is `common/delta`; `zstd only` is what devices without pcodec get. `zstd
+-19` sends the new file alone. HDiffPatch is the smallest of its uncompressed form and two compressors, ZipNN the
+exclusive-or where both files have one size. Memory is the peak RSS of the whole process, in MB of 2^20 bytes; CPU
+seconds are user and system time, for the Python libraries without starting Python. Apply times are the least of
+three. Ours include SHA-256 of the old file and the new, which no other tool checks.
 
 The bound is the conditional entropy of the differences of changed weights, given the exponents of the old ones, tensor
 by tensor (`benchmarks/delta/bounds.py`); it is left out where tensors have no partner. Where the change itself is
