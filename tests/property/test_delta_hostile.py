@@ -310,6 +310,8 @@ def blocks(
     return section(block(1024, len(payload), method=method, dtype=dtype, old=old, columns=columns), payloads=payload)
 
 
+ZEROS = frames.compress(bytes(24 * MIB), level=1)
+PACKED = (1, 4 * MIB, 24 * MIB, len(ZEROS))
 PROMISES = {
     "control": bytes((1,)) + varint(HUGE),
     "literals": bytes((5,)) + varint(1) + varint(HUGE),
@@ -317,6 +319,7 @@ PROMISES = {
     "payloads": bytes((65,)) + varint(1) + varint(HUGE),
     "framed-control": bytes((2,)) + varint(2**18) + varint(HUGE),
     "packed-differences": bytes((49,)) + varint(1) + varint(4 * MIB) + varint(HUGE),
+    "packed-differences-that-are-there": bytes((49,)) + b"".join(map(varint, PACKED)) + b"\0" + ZEROS,
     "literal": section(literal(HUGE)),
     "frame": bytes((0,)) + varint(HUGE),
     "frame-of-the-target": bytes((0,)) + varint(FILE_BYTES_MAX) + b"\0" + varint(9) + bytes(9),
