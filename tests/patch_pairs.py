@@ -85,6 +85,13 @@ def _low_rank() -> _Tensors:
     return _Tensors(old, old + adapter.astype("f4"), "F32", "F32")
 
 
+def _guided() -> _Tensors:
+    old = _floats(128 * 128, np.float16).reshape(128, 128)
+    signs = np.sign(_random(15).standard_normal((128, 2)) @ _random(16).standard_normal((2, 128)))
+    sizes = _random(17).integers(0, 4, old.shape)
+    return _Tensors(old, (old.view("i2") + (signs * sizes).astype("i2")).view("f2"), "F16", "F16")
+
+
 def _cast() -> _Tensors:
     old = _floats(600)
     return _Tensors(old, old.astype(np.float16), "F32", "F16")
@@ -116,6 +123,7 @@ _TENSORS: dict[str, tuple[str, Callable[[], _Tensors]]] = {
     "rows": ("rows", _rows),
     "mask": ("mask", _mask),
     "low rank": ("low rank", _low_rank),
+    "guided": ("guided", _guided),
     "cast": ("cast", _cast),
     "quantised": ("cast", _quantised),
     "difference": ("difference", _difference),

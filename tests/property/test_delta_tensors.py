@@ -14,7 +14,7 @@ CODERS = [coder for coder in (PCO, ZSTD) if coder is not None]
 
 seeds = st.integers(0, 2**32 - 1)
 shapes = st.tuples(st.integers(1, 60), st.integers(1, 60))
-changes = st.sampled_from(["all", "some", "few", "rows", "small", "zeros", "none"])
+changes = st.sampled_from(["all", "some", "few", "rows", "small", "step", "zeros", "none"])
 
 
 def elements(random: np.random.Generator, dtype: DType, count: int) -> np.ndarray:
@@ -39,8 +39,14 @@ def changed(random: np.random.Generator, old: np.ndarray, how: str, columns: int
     }
     if how in chosen:
         return np.where(chosen[how], other, old)
+    if how == "step":
+        sizes, signs = random.integers(0, 90, len(old)), random.integers(0, 2, (2, len(old)))
+        down = signs[0, : len(old) // columns, np.newaxis] ^ signs[1, :columns] ^ (random.random(columns) < 0.1)
+        moved: np.ndarray = old + np.where(down.reshape(-1), -sizes, sizes).astype(old.dtype)
+        return moved
     if how == "small":
-        return old + (random.integers(0, 3, len(old)) - 1).astype(old.dtype)
+        near: np.ndarray = old + (random.integers(0, 3, len(old)) - 1).astype(old.dtype)
+        return near
     return np.where(random.random(len(old)) < 0.5, 0, old).astype(old.dtype) if how == "zeros" else old.copy()
 
 

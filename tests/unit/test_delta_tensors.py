@@ -195,6 +195,58 @@ def test_a_merged_adapter_costs_its_factors(coder: Coder, dtype: DType) -> None:
     assert size < len(ordinary) / (3 if dtype is DType.F32 else 1.5)
 
 
+def first_step(shape: tuple[int, int], tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of Adam, which moves each weight by nearly the same, whatever its gradient; that comes from so many tokens."""
+    old = RANDOM.normal(0, 0.05, shape)
+    gradient = RANDOM.normal(0, 1e-2, (shape[0], tokens)) @ RANDOM.normal(0, 1e-3, (tokens, shape[1]))
+    return old.astype(np.float32), (old.astype(np.float32) - 2e-5 * gradient / (np.abs(gradient) + 1e-8)).astype("f4")
+
+
+@with_any_coder
+def test_signs_of_a_step_are_foretold(coder: Coder) -> None:
+    old, new = first_step((256, 384), 4)
+    block = Block(DType.F32, DType.F32, old.size, 384)
+    method, size = sent(bits(old), bits(new), block, coder)
+    ordinary = encode(Method.BUCKETED, bits(old), bits(new), block, coder)
+    assert ordinary is not None
+    assert size <= (0.8 if coder is PCO else 1) * len(ordinary)
+    assert method is Method.GUIDED or coder is ZSTD
+
+
+def test_a_step_that_nothing_foretells_is_not_guided() -> None:
+    old = RANDOM.normal(0, 0.05, (256, 384)).astype(np.float32)
+    new = (old + RANDOM.normal(0, 1e-5, old.shape)).astype(np.float32)
+    block = Block(DType.F32, DType.F32, old.size, 384)
+    assert encode(Method.GUIDED, bits(old), bits(new), block, ZSTD) is None
+    assert sent(bits(old), bits(new), block, ZSTD)[0] is Method.BUCKETED
+
+
+@pytest.mark.parametrize(
+    "head", [b"\0\1", b"\1\0", b"\x41\1", b"\1\x81\x80\x40"], ids=["no rank", "no step", "rank", "step"]
+)
+def test_an_impossible_guide_is_refused_before_its_factors_are_read(head: bytes) -> None:
+    with pytest.raises(IntegrityFailure, match=r"guide|exceeds"):
+        decode(Method.GUIDED, OLD, SAME_TYPE, head + bytes(60), ZSTD, Memory())
+
+
+def test_a_guide_may_be_as_large_as_the_format_allows() -> None:
+    """A product of 2^20 in every place is still exact, and its level the highest."""
+
+    def extreme(count: int) -> bytes:
+        stream = ZSTD.pack(np.full(count, -128, np.int8))
+        return bytes([len(stream)]) + stream
+
+    block = Block(DType.F32, DType.F32, 8, 4)
+    magnitudes = [b"", b"", ZSTD.pack(np.full(8, 5, np.int32))]
+    signs = [b""] * 7 + [ZSTD.pack(np.array([0b1000_0001], np.uint8))]
+    streams = b"".join(bytes([len(stream)]) + stream for stream in [*magnitudes, *signs[:-1]]) + signs[-1]
+    # The step is 2^17, so the product has level 8, of which there is none: the highest is 7.
+    payload = b"\x40" + b"\x80\x80\x08" + extreme(2 * 64) + extreme(4 * 64) + streams
+    new = decode(Method.GUIDED, OLD[:8], block, payload, ZSTD, Memory())
+    up = np.array([-5, 5, 5, 5, 5, 5, 5, -5])
+    assert np.array_equal(new.view(np.int32), OLD[:8].view(np.int32) + np.where(OLD[:8] >> 31, -up, up))
+
+
 def test_an_update_of_full_rank_gets_no_plan() -> None:
     old = RANDOM.normal(0, 0.05, (192, 256)).astype(np.float32)
     new = (old + RANDOM.normal(0, 1e-4, old.shape)).astype(np.float32)

@@ -97,3 +97,5 @@ class Method(enum.IntEnum):
     """The old elements in another type."""
     DIFFERENCE = 7
     """Integers: differences modulo 2^n."""
+    GUIDED = 8
+    """Floats: differences whose signs and sizes a product of two thin matrices foretells."""

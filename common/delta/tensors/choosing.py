@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from common.delta.tensors import casting, fresh, selections
+from common.delta.tensors import casting, fresh, guided, selections
 from common.delta.tensors.block import Bits, Block, DType, Method
-from common.delta.tensors.coders import Coder
+from common.delta.tensors.coders import ZSTD, Coder
 from common.delta.tensors.differences import pack_differences, unpack_differences
 from common.delta.tensors.low_rank import Known, unpack_low_rank
 from common.errors import IntegrityFailure
@@ -17,6 +17,8 @@ ROWS_SHARE_MAX = 3 / 4
 """Share of changed rows up to which a bit per row pays."""
 DENSE_SHARE_MIN = 1 / 256
 """Share of changed elements below which only naming them is tried."""
+GUIDED_ELEMENTS_MIN = 16 * 1024
+"""Fewer elements do not pay for the factors of a guide."""
 ENOUGH_SHARE = 1 / 4096
 """Of the raw bytes: a payload this small ends the search."""
 FRESH_SHARE_MIN = 3 / 4
@@ -37,7 +39,8 @@ def best(old: Bits | None, new: Bits, block: Block, coder: Coder) -> tuple[Metho
         payload = encode(method, old, new, block, coder)
         if payload is not None:
             found.append((method, payload))
-            if len(payload) <= ENOUGH_SHARE * new.nbytes:
+            # Whether a guide pays is known beforehand, except for tokens, which leave room for signs in magnitudes too.
+            if len(payload) <= ENOUGH_SHARE * new.nbytes or (method is Method.GUIDED and coder is not ZSTD):
                 break
     if not found or len(min(found, key=_length)[1]) > FRESH_SHARE_MIN * new.nbytes:
         found.append((Method.FRESH, fresh.pack_fresh(new, block, coder)))
@@ -64,6 +67,7 @@ def _promising(old: Bits | None, new: Bits, block: Block) -> list[Method]:
     if np.count_nonzero(rows) <= ROWS_SHARE_MAX * len(rows):
         methods.append(Method.ROWS)
     elif share > DENSE_SHARE_MIN:
+        methods += [Method.GUIDED] * (block.count >= GUIDED_ELEMENTS_MIN)
         methods.append(dense(block.dtype))
     return methods
 
@@ -114,10 +118,12 @@ _PACKERS: dict[Method, Callable[[Bits, Bits, Block, Coder], bytes | None]] = {
     Method.ROWS: selections.pack_rows,
     Method.MASK: selections.pack_mask,
     Method.CAST: casting.pack_cast,
+    Method.GUIDED: guided.pack_guided,
 }
 _UNPACKERS: dict[Method, Callable[[Bits, bytes, Block, Coder], Bits]] = {
     Method.SPARSE: selections.unpack_sparse,
     Method.ROWS: selections.unpack_rows,
     Method.MASK: selections.unpack_mask,
     Method.CAST: casting.unpack_cast,
+    Method.GUIDED: guided.unpack_guided,
 }

@@ -75,17 +75,28 @@ def from_ordered(values: Bits, dtype: DType) -> Bits:
 
 def buckets(old: Bits, dtype: DType) -> tuple[NDArray[np.intp], list[int]]:
     """The stable order of `old` by exponent, and where in it each bucket begins; the last bound is the end."""
+    keys = exponents(old, dtype)
+    return np.argsort(keys, kind="stable"), bounds_of(np.bincount(keys), BUCKET_ELEMENTS_MIN)
+
+
+def exponents(old: Bits, dtype: DType) -> NDArray[np.unsignedinteger]:
+    """The exponent fields of floats."""
     width, mantissa = dtype.exponent or (0, 0)
-    keys = (old >> old.dtype.type(mantissa)) & old.dtype.type((1 << width) - 1)
-    keys = keys.astype(np.uint8 if width <= 8 else np.uint16)
-    ends = np.cumsum(np.bincount(keys))
+    fields = (old >> old.dtype.type(mantissa)) & old.dtype.type((1 << width) - 1)
+    out: NDArray[np.unsignedinteger] = fields.astype(np.uint8 if width <= 8 else np.uint16)
+    return out
+
+
+def bounds_of(counts: NDArray[np.intp], least: int) -> list[int]:
+    """Where each bucket of at least `least` elements begins, given how many elements have each exponent; the last bound
+    is the end.
+    """
     bounds = [0]
-    for end in ends.tolist():
-        if end - bounds[-1] >= BUCKET_ELEMENTS_MIN:
+    for end in np.cumsum(counts).tolist():
+        if end - bounds[-1] >= least:
             bounds.append(end)
     # What is left at the top joins the last bucket; a block with few elements is one bucket.
-    bounds = [*bounds[: max(1, len(bounds) - 1)], len(old)]
-    return np.argsort(keys, kind="stable"), bounds
+    return [*bounds[: max(1, len(bounds) - 1)], int(counts.sum())]
 
 
 def _sign(values: Bits) -> np.unsignedinteger:

@@ -174,13 +174,22 @@ def _rank(old: Bits, new: Bits, dtype: DType) -> int:
     before, after = as_float64(few_old, dtype), as_float64(few_new, dtype)
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
         return 0
-    energy = np.linalg.svd(after - before, compute_uv=False) ** 2
+    energy = _energy(after - before)
     left = np.append(np.cumsum(energy[::-1])[::-1], 0.0) + float((_steps(after, dtype) ** 2).sum()) / 12
     most = min(len(energy) * 2 // 3, RANK_MAX, int(min(old.shape) * RANK_SHARE_MAX))
     factor_bits = FACTOR_BITS[-1] * sum(old.shape) / old.size
     saved = 0.5 * np.log2(left[0] / left[: most + 1]) - factor_bits * np.arange(most + 1)
     rank = int(saved.argmax())
     return rank if rank < most and saved[rank] >= SAVED_BITS_MIN else 0
+
+
+def _energy(difference: Matrix) -> Matrix:
+    """The squares of the singular values, the largest first."""
+    scale = max(float(np.abs(difference).max()), float(np.finfo(np.float64).tiny))
+    short = difference if len(difference) <= difference.shape[1] else difference.T
+    # By einsum, since the threads of the matrix library would cost more than all of this work.
+    squares = np.einsum("ij,kj->ik", short / scale, short / scale)
+    return np.maximum(np.linalg.eigvalsh(squares)[::-1], 0.0) * scale**2
 
 
 def _steps(numbers: Matrix, dtype: DType) -> Matrix:
