@@ -54,7 +54,7 @@ SAMPLE_ELEMENTS: Final = 16 * 1024
 SAMPLE_ROWS: Final = 16
 STEPS_IN_MEAN: Final = 2.5
 """Height of the mean magnitude of a guide, in levels."""
-PLACES: Final = 16
+PLACES: Final = 8
 """Magnitudes are told apart by as many quantiles of theirs."""
 WEIGHT_MIN: Final = 0.1
 """What the smallest magnitude counts in the fit; the largest counts 1."""
