@@ -39,6 +39,10 @@ BUCKET_ELEMENTS_MIN: Final = 192
 BLAS_WORK_MAX: Final = 256 * 1024
 """Multiplications in one call of the matrix library, few enough that it starts no threads to share them."""
 
+SAVED_SHARE_MIN: Final = 0.05
+"""Of what the differences take: a guide costs a device half as much time again, so it must be worth it."""
+SAVED_BITS_MAX: Final = 0.6
+"""No guide was seen to save more for each element."""
 RANKS: Final = (2, 4, 8, 12, 16, 20)
 """Those that are tried."""
 FACTOR_STEPS: Final = 2.0
@@ -84,7 +88,10 @@ def pack_guided(old: Bits, new: Bits, block: Block, coder: Coder) -> bytes | Non
     difference = ordered(new, block.dtype) - ordered(old, block.dtype)
     down = difference.view(f"<i{old.itemsize}") < 0
     difference = _turned(difference, down)
-    guide = _find(_wanted(old, difference, down, block.dtype).reshape(-1, block.columns))
+    saved_min = SAVED_SHARE_MIN * _bits_each(old, difference, block.dtype)
+    if saved_min > SAVED_BITS_MAX:
+        return None
+    guide = _find(_wanted(old, difference, down, block.dtype).reshape(-1, block.columns), saved_min)
     if guide is None:
         return None
     level, expected = _guidance(guide)
@@ -189,14 +196,24 @@ def _wanted(old: Bits, magnitude: Bits, down: NDArray[np.bool_], dtype: DType) -
     return out
 
 
-def _find(wanted: NDArray[np.float32]) -> Guide | None:
-    """The guide whose rank saves most, as a sample of the rows shows it; None where none saves anything."""
+def _bits_each(old: Bits, magnitude: Bits, dtype: DType) -> float:
+    """About how many bits a difference takes without a guide: the sign, and where in its bucket the magnitude is."""
+    some = slice(None, None, max(1, len(old) // SAMPLE_ELEMENTS))
+    exponent = exponents(old[some], dtype)
+    low, high = np.percentile(magnitude[some][exponent == np.bincount(exponent).argmax()], (25, 75))
+    return 2 + float(np.log2(1 + high - low))
+
+
+def _find(wanted: NDArray[np.float32], saved_min: float) -> Guide | None:
+    """The guide whose rank saves most, as a sample of the rows shows it; None where none saves `saved_min` bits for
+    each element that moved.
+    """
     most = min(RANKS[-1], *wanted.shape)
     u, v = _factors(wanted, most)
     some = slice(None, None, max(1, wanted.size // SAMPLE_ELEMENTS))
     signs = wanted[some].reshape(-1)
     scale = wanted.size / len(signs)
-    found, least = None, float(np.count_nonzero(signs)) * scale
+    found, least = None, float(np.count_nonzero(signs)) * scale * (1 - saved_min)
     for rank in [rank for rank in RANKS if rank <= most]:
         guide = _quantised(u[:, :rank], v[:rank])
         cost = _sign_bits(signs, _guidance(guide._replace(rows=guide.rows[some]))) * scale
