@@ -88,8 +88,9 @@ def _low_rank() -> _Tensors:
 def _guided() -> _Tensors:
     old = _floats(128 * 128, np.float16).reshape(128, 128)
     signs = np.sign(_random(15).standard_normal((128, 2)) @ _random(16).standard_normal((2, 128)))
-    sizes = _random(17).integers(0, 4, old.shape)
-    return _Tensors(old, (old.view("i2") + (signs * sizes).astype("i2")).view("f2"), "F16", "F16")
+    # Upwards is away from zero for positive numbers only.
+    steps = signs * np.where(old < 0, -1, 1) * _random(17).integers(1, 4, old.shape)
+    return _Tensors(old, (old.view("i2") + steps.astype("i2")).view("f2"), "F16", "F16")
 
 
 def _cast() -> _Tensors:
