@@ -11,8 +11,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +20,9 @@ FUZZ_S_DEFAULT = 1800
 INPUT_BYTES_MAX = 64 * 1024
 RUN_S_MAX = 5
 """A slower run is a finding."""
-PROCESS_MB_MAX = 1024
-"""Of a whole process: more is a leak."""
+PROCESS_S_MAX = 120
+"""Then another process goes on with what was learnt: atheris 3.0 never frees the results of comparisons of arrays."""
+PROCESS_MB_MAX = 2048
 OUT = Path(".fuzz")
 
 
@@ -40,18 +39,14 @@ class Tried(NamedTuple):
 
 def main() -> int:
     names = [name for name in os.environ.get("FUZZ_TARGETS", "").split(",") if name] or list(TARGETS)
-    counted = os.environ.get("FUZZ_RUNS")
+    runs = int(os.environ.get("FUZZ_RUNS") or 0)
     share = max(1, int(os.environ.get("FUZZ_S") or FUZZ_S_DEFAULT) // len(names))
-    # The entropic schedule looks at the clock, so it would not be the same runs again.
-    amount = [f"-runs={counted}", "-seed=1", "-entropic=0"] if counted else [f"-max_total_time={share}"]
+    (OUT / "findings").mkdir(parents=True, exist_ok=True)
     tried = []
     for name in names:
-        with _corpus(name, keep=not counted) as corpus:
-            tried.append(_fuzz(name, amount, corpus))
-        _say(
-            f"{name:15} {tried[-1].runs:>10} runs, coverage {tried[-1].coverage:>5}"
-            + ", FINDING" * bool(tried[-1].finding)
-        )
+        each = _counted(name, runs) if runs else _timed(name, share)
+        _say(f"{name:15} {each.runs:>10} runs, coverage {each.coverage:>5}" + ", FINDING" * bool(each.finding))
+        tried.append(each)
     found = [each for each in tried if each.finding]
     for each in found:
         _say(f"\n{each.target}:\n{each.finding}")
@@ -59,8 +54,25 @@ def main() -> int:
     return 1 if found else 0
 
 
+def _counted(name: str, runs: int) -> Tried:
+    # The entropic schedule looks at the clock, so it would not be the same runs again.
+    with tempfile.TemporaryDirectory() as corpus:
+        return _fuzz(name, [f"-runs={runs}", "-seed=1", "-entropic=0"], Path(corpus))
+
+
+def _timed(name: str, share_s: int) -> Tried:
+    corpus = OUT / "corpus" / name
+    corpus.mkdir(parents=True, exist_ok=True)
+    tried = Tried(name, 0, 0, "")
+    for done in range(0, share_s, PROCESS_S_MAX):
+        more = _fuzz(name, [f"-max_total_time={min(PROCESS_S_MAX, share_s - done)}"], corpus)
+        tried = Tried(name, tried.runs + more.runs, max(tried.coverage, more.coverage), more.finding)
+        if tried.finding:
+            break
+    return tried
+
+
 def _fuzz(name: str, amount: list[str], corpus: Path) -> Tried:
-    (OUT / "findings").mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate((*TARGETS[name].seeds(), *kept(name).values())):
         (corpus / f"seed-{number:04}").write_bytes(seed)
     options = [
@@ -83,17 +95,6 @@ def _fuzz(name: str, amount: list[str], corpus: Path) -> Tried:
     said = child.stdout.decode(errors="replace")
     runs, coverage = (re.findall(pattern, said) for pattern in (r"number_of_executed_units: (\d+)", r"cov: (\d+)"))
     return Tried(name, int((runs or ["0"])[-1]), int((coverage or ["0"])[-1]), said[-4000:] if child.returncode else "")
-
-
-@contextmanager
-def _corpus(name: str, *, keep: bool) -> Iterator[Path]:
-    if keep:
-        folder = OUT / "corpus" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            yield Path(temporary)
 
 
 def _say(text: str) -> None:
