@@ -135,6 +135,7 @@ def payloads() -> Iterator[bytes]:
                     )
                     yield _decodable(Method.LOW_RANK, geometry, number | 2 | SHIFT << 2, payload)
         yield from _casts(number, coder)
+        yield from _guided(number, coder)
 
 
 def _changes(old: np.ndarray, columns: int) -> Iterator[np.ndarray]:
@@ -157,6 +158,19 @@ def _casts(number: int, coder: Coder) -> Iterator[bytes]:
         payload = encode(Method.CAST, old, new, geometry, coder)
         if payload is not None:
             yield _decodable(Method.CAST, geometry, number, payload)
+
+
+def _guided(number: int, coder: Coder) -> Iterator[bytes]:
+    geometry = Block(DType.F16, DType.F16, 64 * 64, 64)
+    old = old_elements(geometry)
+    guide = SEEDED.standard_normal((64, 1)) @ SEEDED.standard_normal((1, 64))
+    if old is not None:
+        # As the bits of a float grow, so does its magnitude.
+        signs = np.sign(guide).reshape(-1) * np.where(old >> 15, -1, 1)
+        steps = (signs * SEEDED.integers(1, 4, len(old))).astype("i2").view("u2")
+        payload = encode(Method.GUIDED, old, old + steps, geometry, coder)
+        if payload is not None:
+            yield _decodable(Method.GUIDED, geometry, number, payload)
 
 
 def _decodable(method: Method, geometry: Block, flags: int, payload: bytes) -> bytes:

@@ -4,6 +4,7 @@ starts from are read to their end, so that it does start behind the first checks
 
 import pytest
 
+from common.delta.tensors import Method
 from tests.fuzz.targets import TARGETS, fuzzed, kept
 
 KEPT = {what: (name, data) for name in TARGETS for what, data in kept(name).items()}
@@ -20,3 +21,7 @@ def test_fuzzing_starts_from_valid_inputs(name: str) -> None:
     assert seeds
     for seed in seeds:
         TARGETS[name].run(seed)
+
+
+def test_fuzzing_of_payloads_starts_from_every_method() -> None:
+    assert {seed[0] for seed in TARGETS["decode"].seeds()} == set(Method)
