@@ -1,11 +1,11 @@
 """What patches cost: bytes, CPU time and memory, ours beside every other tool, on pairs of real models.
 
 All tools are measured on a pair before the next pair is begun. A complete run takes hours (two of the tools need
-minutes for each large pair), so what is measured is kept: a run that was broken off goes on where it was, unless the
-code or a file has changed since. `FRESH=1` measures everything again.
+minutes for each large pair), so what is measured is kept: a run that was broken off goes on where it was, and only what
+changed code or files could change is measured again (`benchmarks/delta/kept.py`). `FRESH=1` measures everything again.
 
-`QUICK=1` takes the small pairs. While developing, `PAIRS=a,b` chooses pairs and `WITHOUT=bsdiff4,HDiffPatch` leaves out
-slow tools: then the tables are only printed, because the page shows a complete run.
+`QUICK=1` takes the small pairs. While developing, `PAIRS=a,b` chooses pairs and `ONLY=ours,bsdiff4` or
+`WITHOUT=bsdiff4,HDiffPatch` chooses tools: then the tables are only printed, because the page shows a complete run.
 """
 
 import os
@@ -37,29 +37,36 @@ a little between machines, as torch's arithmetic does.
 def main() -> None:
     wanted, tools = _pairs(), _tools()
     pairs.prepare(wanted)
-    figures = [kept.recall(pair, tools) or kept.keep(pair, tools, _measured(pair, tools)) for pair in wanted]
+    figures = [_measured(pair, tools) for pair in wanted]
     rows = goals.goals(figures)
     text = page.body(figures, rows)
-    if os.environ.get("PAIRS") or os.environ.get("WITHOUT"):
+    if any(os.environ.get(choice) for choice in ("PAIRS", "ONLY", "WITHOUT")):
         print(text)
         return
     write("delta", "Patches", [*rows, *goals.all_figures(figures)], INTRO, body=text)
 
 
 def _pairs() -> Sequence[Pair]:
-    names = set(filter(None, os.environ.get("PAIRS", "").split(",")))
-    if unknown := names - {pair.name for pair in pairs.ALL}:
-        sys.exit(f"no such pair: {', '.join(sorted(unknown))}; there are {', '.join(pair.name for pair in pairs.ALL)}")
+    names = _named("PAIRS", [pair.name for pair in pairs.ALL])
     some = pairs.QUICK if quick() else pairs.ALL
     return [pair for pair in pairs.ALL if pair.name in names] if names else some
 
 
 def _tools() -> list[Tool]:
-    without = os.environ.get("WITHOUT", "").split(",")
+    known = [tool.name for tool in peers.TOOLS]
+    only, without = _named("ONLY", known), _named("WITHOUT", known)
     for tool in peers.TOOLS:
         if not tool.installed():
             print(f"{tool.name} is not installed, left out", file=sys.stderr)
-    return [tool for tool in peers.TOOLS if tool.installed() and tool.name not in without]
+    chosen = (only or set(known)) - without
+    return [tool for tool in peers.TOOLS if tool.installed() and tool.name in chosen]
+
+
+def _named(variable: str, known: Sequence[str]) -> set[str]:
+    names = set(filter(None, os.environ.get(variable, "").split(",")))
+    if unknown := names - set(known):
+        sys.exit(f"{variable} names {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    return names
 
 
 def _measured(pair: Pair, tools: Sequence[Tool]) -> PairFigures:
@@ -67,7 +74,7 @@ def _measured(pair: Pair, tools: Sequence[Tool]) -> PairFigures:
     outcomes = []
     for number, tool in enumerate(tools, start=1):
         print(f"{pair.name}: {tool.name} ({number} of {len(tools)})", file=sys.stderr, flush=True)
-        outcomes.append(peers.measure(tool, pair))
+        outcomes.append(kept.recall(pair, tool) or kept.keep(pair, tool, peers.measure(tool, pair)))
     return PairFigures(
         name=pair.name,
         about=pair.about,

@@ -1,15 +1,16 @@
 """What a run has measured, kept for the run that goes on after it.
 
-The figures of a pair hold for the code that made them, the tools, and the two files: a digest of all that is their key.
+A figure holds for the two files of its pair, the tool, and the code that drives it: a digest of all that is its key.
+Ours also hold for the codec alone; the one peer whose speed is compared with ours is measured again whenever ours is,
+so that both figures of a ratio are of one run.
 """
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from benchmarks.delta.figures import PairFigures
+from benchmarks.delta.figures import OURS, OURS_ZSTD_ONLY, XDELTA3, Outcome
 from benchmarks.delta.pairs import Pair
 from benchmarks.delta.peers import Tool
 from benchmarks.report import ROOT
@@ -19,40 +20,44 @@ from common.durable import write_file
 from common.filesource import FileSource
 
 FOLDER = ROOT / ".demo" / "bench-delta"
-CODE = ("common/delta", "benchmarks/delta")
+DRIVERS = ("benchmarks/delta/peers.py", "benchmarks/delta/workers.py", "benchmarks/delta/launched.py")
+CODEC = ("common/artifact", "common/delta")
+OF_THE_CODEC = (OURS, OURS_ZSTD_ONLY, XDELTA3)
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """The figures of one pair, and what they hold for."""
+    """What one tool did on one pair, and what that holds for."""
 
     key: str
-    figures: PairFigures
+    outcome: Outcome
 
 
-def recall(pair: Pair, tools: Sequence[Tool]) -> PairFigures | None:
-    """The figures of a run before this one, if they still hold."""
-    path = _path(pair)
+def recall(pair: Pair, tool: Tool) -> Outcome | None:
+    """What a run before this one has measured, if it still holds."""
+    path = _path(pair, tool)
     if os.environ.get("FRESH") or not path.exists():
         return None
     kept = msgspec.json.decode(path.read_bytes(), type=Kept)
-    return kept.figures if kept.key == _key(pair, tools) else None
+    return kept.outcome if kept.key == _key(pair, tool) else None
 
 
-def keep(pair: Pair, tools: Sequence[Tool], figures: PairFigures) -> PairFigures:
-    """`figures`, remembered."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    write_file(_path(pair), msgspec.json.encode(Kept(_key(pair, tools), figures)))
-    return figures
+def keep(pair: Pair, tool: Tool, outcome: Outcome) -> Outcome:
+    """`outcome`, remembered."""
+    path = _path(pair, tool)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, msgspec.json.encode(Kept(_key(pair, tool), outcome)))
+    return outcome
 
 
-def _path(pair: Pair) -> Path:
-    return FOLDER / f"{pair.name}.json"
+def _path(pair: Pair, tool: Tool) -> Path:
+    return FOLDER / pair.name / f"{tool.name.replace(' ', '_')}.json"
 
 
-def _key(pair: Pair, tools: Sequence[Tool]) -> str:
-    parts = [tool.name for tool in tools]
-    for folder in CODE:
-        parts += [digest_of(path.read_bytes()) for path in sorted((ROOT / folder).rglob("*.py"))]
+def _key(pair: Pair, tool: Tool) -> str:
+    code = [ROOT / path for path in DRIVERS]
+    if tool.name in OF_THE_CODEC:
+        code += [path for folder in CODEC for path in sorted((ROOT / folder).rglob("*.py"))]
+    parts = [tool.name, *(digest_of(path.read_bytes()) for path in code)]
     for path in (pair.old, pair.new):
         with FileSource(path) as source:
             parts.append(digest_of_source(source))
