@@ -35,6 +35,8 @@ FRESH_BYTES_MIN = 256
 """A shorter run of new elements is written as a literal."""
 PLANNED_ELEMENTS_MAX = 4 * 1024 * 1024
 """Of a matrix that is searched for a low rank; that takes up to 40 bytes for each."""
+GUIDED_SHARE_MIN = 1 / 4
+"""Of the blocks worked on at a time; with fewer of them guided, no guides are looked for in those that follow."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -55,6 +57,8 @@ class _Task(NamedTuple):
     row: int = 0
     """Of the tensor, with which the block begins."""
     plan: Plan | None = None
+    guides: bool = True
+    """Whether to look for one."""
 
 
 class Encoder(NamedTuple):
@@ -101,9 +105,15 @@ class Encoder(NamedTuple):
             yield Literal(self.target.read_at(last, span.end - last))
 
     def _encoded(self, tasks: list[_Task]) -> Iterator[Operation]:
-        waiting = iter(tasks)
-        while batch := list(islice(waiting, BLOCKS_AT_ONCE)):
-            yield from self.each(self._operation, batch)
+        waiting, guides = iter(tasks), True
+        while batch := [task._replace(guides=guides) for task in islice(waiting, BLOCKS_AT_ONCE)]:
+            found = list(self.each(self._operation, batch))
+            yield from found
+            # The blocks of one tensor are alike: where a guide pays in few of so many, looking on is in vain.
+            guided = sum(
+                isinstance(operation, TensorBlock) and operation.method is Method.GUIDED for operation in found
+            )
+            guides = guides and guided >= GUIDED_SHARE_MIN * len(found)
 
     def _operation(self, task: _Task) -> Operation:
         offset, block = task.offset, task.block
@@ -116,7 +126,7 @@ class Encoder(NamedTuple):
             return TensorBlock(offset, block, Method.LOW_RANK, payload)
         if old == new:
             return Copy(offset, len(new))
-        found = best(elements, wanted, block, self.coder)
+        found = best(elements, wanted, block, self.coder, guides=task.guides)
         if found is None:
             return Literal(new)
         method, payload = found

@@ -38,6 +38,8 @@ SAMPLES, SAMPLE_BYTES = 8, 64 * 1024
 """How much of a region is compressed to see what zstd can do there."""
 SAMPLES_ERROR_MAX = 0.9
 """A whole region takes no less than this part of what its samples promise."""
+LEVELS_SHARE_MIN = 0.6
+"""The highest level takes no less than this part of what the lowest takes."""
 
 
 def sections(operations: Iterable[Operation], base: ByteSource, target: ByteSource) -> Iterator[bytes]:
@@ -63,7 +65,7 @@ def _shortest(region: list[Operation], base: ByteSource, target: ByteSource, spa
     content = target.read_at(span.start, span.end - span.start)
     ways: list[tuple[Span, ...]] = []
     samples = _Samples(content)
-    if samples.share(frames.LEVEL) * len(content) * SAMPLES_ERROR_MAX < _total(written):
+    if samples.may_reach(_total(written)):
         ways.append(())
     surroundings = _surroundings(span, base.size)
     if samples.promise(gathered(base.read_at, surroundings), _total(written)):
@@ -94,6 +96,11 @@ class _Samples:
             compressed = sum(len(frames.compress(sample, level=level)) for sample in self._samples)
             self._shares[level] = compressed / sum(map(len, self._samples))
         return self._shares[level]
+
+    def may_reach(self, size: int) -> bool:
+        """Whether a frame of its own may take less than `size` bytes."""
+        wanted = size / (SAMPLES_ERROR_MAX * len(self._content))
+        return self.share(1) * LEVELS_SHARE_MIN < wanted and self.share(frames.LEVEL) < wanted
 
     def promise(self, prefix: bytes, size: int) -> bool:
         """Whether a frame after `prefix` may take less than `size` bytes."""

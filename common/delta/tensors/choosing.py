@@ -32,10 +32,14 @@ class Memory:
         self.known: Known | None = None
 
 
-def best(old: Bits | None, new: Bits, block: Block, coder: Coder) -> tuple[Method, bytes] | None:
-    """The smallest payload that any method finds for `new`, or None when sending the raw bytes is as good."""
+def best(
+    old: Bits | None, new: Bits, block: Block, coder: Coder, *, guides: bool = True
+) -> tuple[Method, bytes] | None:
+    """The smallest payload that any method finds for `new`, or None when sending the raw bytes is as good. No guide is
+    looked for without `guides`.
+    """
     found: list[tuple[Method, bytes]] = []
-    for method in _promising(old, new, block):
+    for method in _promising(old, new, block, guides=guides):
         payload = encode(method, old, new, block, coder)
         if payload is not None:
             found.append((method, payload))
@@ -52,7 +56,7 @@ def _length(candidate: tuple[Method, bytes]) -> int:
     return len(candidate[1])
 
 
-def _promising(old: Bits | None, new: Bits, block: Block) -> list[Method]:
+def _promising(old: Bits | None, new: Bits, block: Block, *, guides: bool) -> list[Method]:
     """Methods worth trying, by a look at what changed; the ones that win outright first."""
     if old is None:
         return []
@@ -67,7 +71,7 @@ def _promising(old: Bits | None, new: Bits, block: Block) -> list[Method]:
     if np.count_nonzero(rows) <= ROWS_SHARE_MAX * len(rows):
         methods.append(Method.ROWS)
     elif share > DENSE_SHARE_MIN:
-        methods += [Method.GUIDED] * (block.count >= GUIDED_ELEMENTS_MIN)
+        methods += [Method.GUIDED] * (guides and block.count >= GUIDED_ELEMENTS_MIN)
         methods.append(dense(block.dtype))
     return methods
 
