@@ -6,6 +6,8 @@ changed code or files could change is measured again (`benchmarks/delta/kept.py`
 
 `QUICK=1` takes the small pairs. While developing, `PAIRS=a,b` chooses pairs and `ONLY=ours,bsdiff4` or
 `WITHOUT=bsdiff4,HDiffPatch` chooses tools: then the tables are only printed, because the page shows a complete run.
+`KEPT=1` measures nothing and writes the page from what is kept, with the pairs for which all tools were measured; it
+names the others.
 """
 
 import os
@@ -13,14 +15,14 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.delta import bounds, goals, kept, page, pairs, peers, tensors
-from benchmarks.delta.figures import PairFigures
+from benchmarks.delta.figures import Outcome, PairFigures
 from benchmarks.delta.pairs import Pair
 from benchmarks.delta.peers import Tool
 from benchmarks.report import quick, write
 
 INTRO = """
 Each tool makes a patch from the old file of a pair to the new one and applies it, in processes of their own, all
-tools on a pair one after another. `ours` is `common/delta`; `zstd only` is what devices without pcodec get. `zstd
+tools on a pair one after another. `ours` is `common/delta`, `ours (zstd only)` what devices without pcodec get. `zstd
 -19` sends the new file alone. HDiffPatch is the smallest of its uncompressed form and two compressors, ZipNN the
 exclusive-or where both files have one size. Memory is the peak RSS of the whole process, in MB of 2^20 bytes; CPU
 seconds are user and system time, for the Python libraries without starting Python. Apply times are the least of
@@ -37,13 +39,17 @@ a little between machines, as torch's arithmetic does.
 def main() -> None:
     wanted, tools = _pairs(), _tools()
     pairs.prepare(wanted)
-    figures = [_measured(pair, tools) for pair in wanted]
-    rows = goals.goals(figures)
-    text = page.body(figures, rows)
+    measure = _kept if os.environ.get("KEPT") else _measured
+    figures = {pair.name: measure(pair, tools) for pair in wanted}
+    complete = [found for found in figures.values() if found]
+    rows = goals.goals(complete)
+    text = page.body(complete, rows)
+    if missing := [name for name, found in figures.items() if not found]:
+        text = f"**Not measured with every tool yet:** {', '.join(missing)}.\n\n{text}"
     if any(os.environ.get(choice) for choice in ("PAIRS", "ONLY", "WITHOUT")):
         print(text)
         return
-    write("delta", "Patches", [*rows, *goals.all_figures(figures)], INTRO, body=text)
+    write("delta", "Patches", [*rows, *goals.all_figures(complete)], INTRO, body=text)
 
 
 def _pairs() -> Sequence[Pair]:
@@ -69,12 +75,21 @@ def _named(variable: str, known: Sequence[str]) -> set[str]:
     return names
 
 
-def _measured(pair: Pair, tools: Sequence[Tool]) -> PairFigures:
-    found = bounds.bound(tensors.of_file(pair.old), tensors.of_file(pair.new))
+def _measured(pair: Pair, tools: Sequence[Tool]) -> PairFigures | None:
     outcomes = []
     for number, tool in enumerate(tools, start=1):
         print(f"{pair.name}: {tool.name} ({number} of {len(tools)})", file=sys.stderr, flush=True)
         outcomes.append(kept.recall(pair, tool) or kept.keep(pair, tool, peers.measure(tool, pair)))
+    return _figures(pair, outcomes)
+
+
+def _kept(pair: Pair, tools: Sequence[Tool]) -> PairFigures | None:
+    outcomes = [outcome for tool in tools if (outcome := kept.recall(pair, tool))]
+    return _figures(pair, outcomes) if len(outcomes) == len(tools) else None
+
+
+def _figures(pair: Pair, outcomes: Sequence[Outcome]) -> PairFigures:
+    found = bounds.bound(tensors.of_file(pair.old), tensors.of_file(pair.new))
     return PairFigures(
         name=pair.name,
         about=pair.about,

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-OURS, OURS_ZSTD_ONLY = "ours", "ours, zstd only"
+OURS, OURS_ZSTD_ONLY = "ours", "ours (zstd only)"
 ZSTD_FULL, ZSTD_PATCH = "zstd -19", "zstd --patch-from -19"
 XDELTA3, BSDIFF4, HDIFFPATCH, ZIPNN = "xdelta3 -9", "bsdiff4", "HDiffPatch", "ZipNN"
 PEERS = (ZSTD_FULL, ZSTD_PATCH, XDELTA3, BSDIFF4, HDIFFPATCH, ZIPNN)
