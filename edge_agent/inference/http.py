@@ -16,7 +16,8 @@ from common.errors import FerryError, Forbidden, InvalidInput, NotFound, TooLarg
 from common.ids import ModelName, Version
 from edge_agent.inference import descriptions
 from edge_agent.inference.protocol import decode_request, encode_error, encode_response
-from edge_agent.inference.serving import ModelServer, Overloaded, Served
+from edge_agent.inference.requests import DeadlineExceeded, Overloaded
+from edge_agent.inference.serving import ModelServer, Served
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ _STATUS: tuple[tuple[type[FerryError], int], ...] = (
     (InvalidInput, 400),
     (NotFound, 404),
     (Forbidden, 403),
+    (DeadlineExceeded, 504),
     (Unavailable, 503),
     (FerryError, 500),
 )

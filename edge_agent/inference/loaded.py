@@ -12,6 +12,7 @@ import msgspec
 
 from common.artifact import TensorSpec
 from common.ids import ModelName, Version
+from edge_agent.inference.batching import Batching
 from edge_agent.inference.engine import Array, Session
 from edge_agent.inference.health import Health
 
@@ -46,6 +47,8 @@ class Loaded:
         self.version = version
         self.inputs = inputs
         self.outputs = outputs
+        self.batching = Batching(inputs, outputs)
+        self.output_names = tuple(spec.name for spec in outputs)
         self.interface = _names_and_types(inputs), _names_and_types(outputs)
         self._session = session
         self._lock = threading.Lock()
@@ -60,10 +63,13 @@ class Loaded:
         """The session's answer; the caller holds a pin."""
         return self._session.run(feeds, outputs)
 
-    def pin(self) -> None:
-        """Keep the session open for one request. Only for a release that has not been retired."""
+    def pin(self) -> bool:
+        """Keep the session open for one request; False if it has been retired."""
         with self._lock:
+            if self._retired:
+                return False
             self._pins += 1
+            return True
 
     def unpin(self) -> None:
         """The request is done; the last one to leave a retired release closes it."""
