@@ -22,7 +22,8 @@ from edge_agent.executor import Executor, Parts, Standing
 from edge_agent.fetch import DesiredPoll, make_fetcher, open_session
 from edge_agent.fetch.session import tls_context
 from edge_agent.identity import Identity
-from edge_agent.inference.http import inference_app, serve
+from edge_agent.inference.http import inference_app
+from edge_agent.inference.listening import listen
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import FILE_NAME, Journal
@@ -93,10 +94,11 @@ class Agent:
 
         await executor.start()
         running.push_async_callback(executor.stop)
-        runner, self.inference_url = await serve(
+        listener = await listen(
             inference_app(server, self.status), *parse_address(settings.inference_listen, "inference_listen")
         )
-        running.push_async_callback(runner.cleanup)
+        running.push_async_callback(listener.close)
+        self.inference_url = listener.url
         await link.start()
         running.push_async_callback(link.stop)
         self._conversation = Conversation(

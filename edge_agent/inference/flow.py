@@ -13,13 +13,13 @@ from concurrent.futures import Future
 from typing import NamedTuple
 
 from common.clock import Clock
-from common.errors import Unavailable
+from common.errors import DeadlineExceeded, Unavailable
 from common.ids import ModelName, Version
 from edge_agent.inference.answering import Answer, Answering
 from edge_agent.inference.dispatch import Dispatcher
 from edge_agent.inference.engine import Array
 from edge_agent.inference.placement import Placements
-from edge_agent.inference.requests import DeadlineExceeded, Inference, Overloaded, Request
+from edge_agent.inference.requests import Inference, Overloaded, Request
 from edge_agent.inference.scheduling import PRIORITY_DEFAULT, Ticket, WaitingLimits
 from edge_agent.inference.tensors import check_feeds, check_outputs
 

@@ -20,12 +20,6 @@ class Overloaded(Unavailable):
     code = "overloaded"
 
 
-class DeadlineExceeded(Unavailable):
-    """The caller's time was up before the request could be started, or cannot be met; it was not started."""
-
-    code = "deadline_exceeded"
-
-
 class Inference(NamedTuple):
     """An answer, and the release that gave it."""
 

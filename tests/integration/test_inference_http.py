@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-from aiohttp import web
 from onnx import TensorProto
 from tritonclient.utils import InferenceServerException
 
@@ -25,7 +24,9 @@ from common.artifact import TensorSpec
 from common.clock import SystemClock
 from common.errors import Unavailable
 from common.ids import ModelName, Version
-from edge_agent.inference.http import HttpLimits, inference_app, serve
+from edge_agent.inference.asgi import Application, BodyLimits
+from edge_agent.inference.http import inference_app
+from edge_agent.inference.listening import listen
 from edge_agent.inference.ort import OrtEngine, OrtSession
 from edge_agent.inference.serving import ModelServer
 from edge_agent.telemetry.recorder import Recorder
@@ -34,7 +35,7 @@ from tests.integration.small_models import MODEL, Bench, adder, identity, nan_un
 
 ROOT = Path(__file__).parent.parent.parent
 MAGIKA = ModelName("magika")
-LIMITS = HttpLimits(body_bytes_max=200_000, bodies_bytes_max=300_000)
+LIMITS = BodyLimits(body_bytes_max=200_000, bodies_bytes_max=300_000)
 
 
 class Device(NamedTuple):
@@ -67,11 +68,11 @@ class Device(NamedTuple):
 async def device(tmp_path: Path) -> AsyncIterator[Device]:
     bench = Bench(tmp_path, workers=1, queue=1)
     await bench.add(1)
-    runner, url = await serve(inference_app(bench.server, lambda: {"generation": 7}, LIMITS), "127.0.0.1", 0)
+    listener = await listen(inference_app(bench.server, lambda: {"generation": 7}, LIMITS), "127.0.0.1", 0)
     async with aiohttp.ClientSession() as http:
-        yield Device(bench, url, http)
+        yield Device(bench, listener.url, http)
     bench.engine.open.set()
-    await runner.cleanup()
+    await listener.close()
     await bench.server.close()
 
 
@@ -95,13 +96,13 @@ class Magika(NamedTuple):
 @pytest.fixture
 async def magika(real_models: tuple[Path, Path]) -> AsyncIterator[Magika]:
     server = ModelServer(OrtEngine(), Recorder(0.0), SystemClock())
-    runner, url = await serve(inference_app(server), "127.0.0.1", 0)
+    listener = await listen(inference_app(server), "127.0.0.1", 0)
     raw = OrtEngine().load(real_models[0]), OrtEngine().load(real_models[1])
-    magika = Magika(server, url.removeprefix("http://"), raw, real_models)
+    magika = Magika(server, listener.url.removeprefix("http://"), raw, real_models)
     await magika.switch(0)
     await server.commit(MAGIKA)
     yield magika
-    await runner.cleanup()
+    await listener.close()
     await server.close()
 
 
@@ -360,10 +361,10 @@ async def test_a_list_of_codings_is_not_a_wish_for_compression_and_one_coding_is
 
 async def test_status_is_what_the_agent_says_and_absent_without_one(device: Device) -> None:
     assert await device.call("GET", "/status") == (200, {"generation": 7})
-    runner, url = await serve(inference_app(device.bench.server), "127.0.0.1", 0)
-    async with device.http.get(f"{url}/status") as response:
+    listener = await listen(inference_app(device.bench.server), "127.0.0.1", 0)
+    async with device.http.get(f"{listener.url}/status") as response:
         assert response.status == 404
-    await runner.cleanup()
+    await listener.close()
 
 
 async def test_a_stopping_server_says_that_it_is_not_ready(device: Device) -> None:
@@ -375,7 +376,7 @@ async def test_a_stopping_server_says_that_it_is_not_ready(device: Device) -> No
 async def test_a_port_that_is_taken_is_a_clear_error(device: Device) -> None:
     port = int(device.url.rpartition(":")[2])
     with pytest.raises(Unavailable, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*choose another port"):
-        await serve(web.Application(), "127.0.0.1", port)
+        await listen(Application(), "127.0.0.1", port)
 
 
 async def test_a_later_release_is_served_to_the_same_connection(device: Device) -> None:
@@ -388,7 +389,7 @@ async def test_a_later_release_is_served_to_the_same_connection(device: Device) 
 async def test_every_route_is_in_the_reference(device: Device) -> None:
     page = (ROOT / "docs/reference/inference-api.md").read_text()
     application = inference_app(device.bench.server, dict)
-    paths = {resource.canonical for resource in application.router.resources()}
+    paths = set(application.paths)
     documented = {path for path in paths if f" {path}`" in page or f"`{path}`" in page}
     versioned = {path for path in paths if "/versions/{version}" in path}
     loads = {path for path in paths if path.startswith("/v2/repository/models/")}
