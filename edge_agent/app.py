@@ -95,7 +95,9 @@ class Agent:
         await executor.start()
         running.push_async_callback(executor.stop)
         listener = await listen(
-            inference_app(server, self.status), *parse_address(settings.inference_listen, "inference_listen")
+            inference_app(server, self.status),
+            *parse_address(settings.inference_listen, "inference_listen"),
+            settings.inference_socket,
         )
         running.push_async_callback(listener.close)
         self.inference_url = listener.url

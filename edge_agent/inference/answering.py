@@ -11,10 +11,10 @@ from typing import NamedTuple, Protocol
 from common.clock import Clock
 from common.errors import FerryError
 from common.ids import ModelName, Version
-from edge_agent.inference.engine import Array
 from edge_agent.inference.loaded import Loaded
 from edge_agent.inference.requests import Inference, Request
 from edge_agent.inference.scheduling import agree, join, split
+from edge_agent.inference.tensors import Array
 from edge_agent.inference.trial import Attempt, attempt
 
 

@@ -14,7 +14,7 @@ from edge_agent.inference.serving import Served
 
 Document = dict[str, Any]
 
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "schedule_policy", "statistics")
 _TRITON_TYPES = {"BYTES": "TYPE_STRING"}
 
 

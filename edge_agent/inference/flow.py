@@ -17,11 +17,10 @@ from common.errors import DeadlineExceeded, Unavailable
 from common.ids import ModelName, Version
 from edge_agent.inference.answering import Answer, Answering
 from edge_agent.inference.dispatch import Dispatcher
-from edge_agent.inference.engine import Array
 from edge_agent.inference.placement import Placements
 from edge_agent.inference.requests import Inference, Overloaded, Request
 from edge_agent.inference.scheduling import PRIORITY_DEFAULT, Ticket, WaitingLimits
-from edge_agent.inference.tensors import check_feeds, check_outputs
+from edge_agent.inference.tensors import Array, check_feeds, check_outputs
 
 
 class Terms(NamedTuple):

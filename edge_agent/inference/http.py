@@ -64,7 +64,9 @@ class _Api:
         body = await self._bodies.read(call)
         try:
             parsed = decode_request(body, _header_length(call))
-            answer = await self._server.infer(model, version, parsed.feeds, parsed.outputs)
+            answer = await self._server.infer(
+                model, version, parsed.feeds, parsed.outputs, priority=parsed.priority, timeout_s=parsed.timeout_s
+            )
         finally:
             self._bodies.release(len(body))
         encoded = encode_response(model, answer.version, parsed, answer.outputs)

@@ -13,8 +13,9 @@ import msgspec
 from common.artifact import TensorSpec
 from common.ids import ModelName, Version
 from edge_agent.inference.batching import Batching
-from edge_agent.inference.engine import Array, Session
+from edge_agent.inference.engine import Session
 from edge_agent.inference.health import Health
+from edge_agent.inference.tensors import Array
 
 
 class Statistics(msgspec.Struct, frozen=True):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from common.errors import FerryError, Unavailable
 from common.ids import Version
-from edge_agent.inference.engine import Array
 from edge_agent.inference.placement import Chosen
+from edge_agent.inference.tensors import Array
 
 Deadline = float | None
 """Monotonic seconds, or None."""

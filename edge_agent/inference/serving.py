@@ -30,7 +30,7 @@ from common.clock import Clock
 from common.errors import Conflict
 from common.ids import ModelName, Version
 from edge_agent.inference.answering import Answering, Recorder
-from edge_agent.inference.engine import Array, Engine, EngineFailure, Session
+from edge_agent.inference.engine import Engine, EngineFailure, Session
 from edge_agent.inference.flow import RequestFlow, Terms
 from edge_agent.inference.health import Health
 from edge_agent.inference.loaded import Loaded, Statistics
@@ -38,6 +38,7 @@ from edge_agent.inference.niced import run_niced
 from edge_agent.inference.placement import Placement, Placements
 from edge_agent.inference.requests import Inference
 from edge_agent.inference.scheduling import PRIORITY_DEFAULT, WaitingLimits
+from edge_agent.inference.tensors import Array
 from edge_agent.inference.trial import ModelRejected, check, probe
 
 QUEUE_REQUESTS_MAX = 256

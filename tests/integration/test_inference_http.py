@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 import shutil
+import socket
 import sys
 import zlib
 from asyncio.subprocess import PIPE, STDOUT
@@ -28,6 +29,7 @@ from edge_agent.inference.asgi import Application, BodyLimits
 from edge_agent.inference.http import inference_app
 from edge_agent.inference.listening import listen
 from edge_agent.inference.ort import OrtEngine, OrtSession
+from edge_agent.inference.requests import Overloaded
 from edge_agent.inference.serving import ModelServer
 from edge_agent.telemetry.recorder import Recorder
 from tests.conftest import eventually
@@ -311,6 +313,69 @@ async def test_a_full_queue_is_503_with_retry_after_and_nothing_is_lost(device: 
     device.bench.engine.open.set()
     assert await asyncio.gather(*accepted) == [(1.0, "1")] * 2
     assert (await device.infer({"inputs": [ONE_ROW]}))[0] == 200
+
+
+async def test_a_request_with_a_time_limit_is_504_when_it_could_not_be_started(device: Device) -> None:
+    arrived = device.bench.engine.arrived
+    device.bench.engine.open.clear()
+    first = asyncio.create_task(device.bench.ask())
+    await eventually(lambda: device.bench.engine.arrived > arrived, "the one worker is busy")
+    second = asyncio.create_task(device.infer({"inputs": [ONE_ROW], "parameters": {"timeout": 1000, "priority": 2}}))
+    await asyncio.sleep(0.05)
+    device.bench.engine.open.set()
+    await first
+    status, answer = await second
+    assert (status, "its time was up" in answer["error"]) == (504, True)
+    for name, value in (("priority", 10), ("priority", "high"), ("timeout", -1), ("timeout", 0.5)):
+        status, answer = await device.infer({"inputs": [ONE_ROW], "parameters": {name: value}})
+        assert (status, f"parameters.{name}" in answer["error"]) == (400, True)
+
+
+async def test_tritonclients_priority_and_timeout_are_understood(device: Device) -> None:
+    row = triton.InferInput("x", [1, 4], "FP32").set_data_from_numpy(np.ones((1, 4), np.float32))
+    answer = await device.triton(lambda client: client.infer(str(MODEL), [row], priority=1, timeout=5_000_000))
+    assert answer.as_numpy("y").tolist() == [[2.0] * 4]
+
+
+async def test_a_caller_who_leaves_takes_the_waiting_request_along(device: Device) -> None:
+    arrived = device.bench.engine.arrived
+    device.bench.engine.open.clear()
+    first = asyncio.create_task(device.bench.ask())
+    await eventually(lambda: device.bench.engine.arrived > arrived, "the one worker is busy")
+    with pytest.raises(TimeoutError):
+        await device.infer({"inputs": [ONE_ROW]}, timeout=aiohttp.ClientTimeout(total=0.1))
+    for _ in range(100):  # the only place in the queue is free again once the server has noticed
+        second = asyncio.create_task(device.bench.ask())
+        await asyncio.sleep(0.1)
+        if not second.done():
+            break
+        assert isinstance(second.exception(), Overloaded)
+    device.bench.engine.open.set()
+    assert await second == (1.0, "1")
+    await first
+    assert device.bench.engine.arrived == arrived + 2
+
+
+async def test_a_unix_socket_answers_beside_the_port_and_leaves_nothing(device: Device, tmp_path: Path) -> None:
+    path = tmp_path / "inference.sock"
+    for _ in range(2):
+        listener = await listen(inference_app(device.bench.server), "127.0.0.1", 0, path)
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as http,
+            http.get("http://device/v2/health/live") as response,
+        ):
+            assert await response.json() == {"live": True}
+        assert path.stat().st_mode & 0o777 == 0o660
+        await listener.close()
+        assert not path.exists()
+    left_behind = socket.socket(socket.AF_UNIX)
+    left_behind.bind(str(path))
+    left_behind.close()
+    await (await listen(inference_app(device.bench.server), "127.0.0.1", 0, path)).close()
+    path.write_text("no socket")
+    with pytest.raises(Unavailable, match="choose another path"):
+        await listen(inference_app(device.bench.server), "127.0.0.1", 0, path)
+    assert path.read_text() == "no socket"
 
 
 async def test_bodies_that_are_in_memory_at_one_time_are_bounded_together(device: Device) -> None:

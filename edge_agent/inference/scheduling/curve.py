@@ -1,6 +1,6 @@
 """What a batch costs on this device, learned from the batches that ran, and how many rows the next one should have.
 
-Whether rows are cheaper together depends on model and machine: of five real models two lost from four rows on, two
+Whether rows are cheaper together depends on model and machine: of five real models two lost beyond four rows, two
 gained nothing, and one was 2.3 times as fast at 32. So nothing is assumed. A curve begins with single rows and climbs,
 size by size, as long as a row gets cheaper and enough requests wait for the next size; now and then it looks at the
 sizes beside the best again. It never chooses a size that was seen to cost more for each row than a single one does.
