@@ -49,7 +49,9 @@ class Answering:
         parts = self._parts(requests, tried)
         if parts is None:
             return None
-        loaded.batching.observe(requests[0].shape, sum(request.rows or 1 for request in requests), seconds)
+        rows = sum(request.rows or 1 for request in requests)
+        loaded.batching.observe(requests[0].shape, rows, seconds)
+        loaded.ran(rows, seconds)
         now = self._clock.now()
         for request in requests:
             queue_s = started_at - request.admitted_at
@@ -91,8 +93,10 @@ class Answering:
         started_at = self._clock.monotonic()
         tried = attempt(loaded, request.feeds, request.outputs)
         seconds = self._clock.monotonic() - started_at
-        if tried.good and loaded is request.chosen.first:
-            loaded.batching.observe(request.shape, request.rows or 1, seconds)
+        if tried.good:
+            loaded.ran(request.rows or 1, seconds)
+            if loaded is request.chosen.first:
+                loaded.batching.observe(request.shape, request.rows or 1, seconds)
         queue_s = started_at - request.admitted_at
         loaded.measure(failed=not tried.good, queue_s=queue_s, compute_s=seconds, now=self._clock.now())
         return tried

@@ -7,6 +7,7 @@ the way to another thread and back.
 """
 
 import asyncio
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -17,10 +18,13 @@ from common.errors import DeadlineExceeded, Unavailable
 from common.ids import ModelName, Version
 from edge_agent.inference.answering import Answer, Answering
 from edge_agent.inference.dispatch import Dispatcher
+from edge_agent.inference.engine import EngineFailure
 from edge_agent.inference.placement import Placements
 from edge_agent.inference.requests import Inference, Overloaded, Request
 from edge_agent.inference.scheduling import PRIORITY_DEFAULT, Ticket, WaitingLimits
 from edge_agent.inference.tensors import Array, check_feeds, check_outputs
+
+logger = logging.getLogger(__name__)
 
 
 class Terms(NamedTuple):
@@ -105,14 +109,12 @@ class RequestFlow:
     def run(self, batch: Sequence[Ticket]) -> None:
         """See `Owner.run`."""
         requests: list[Request] = [ticket.work for ticket in batch]
-        batching = requests[0].chosen.first.batching
-        answers = self._answering.together(requests) if len(requests) > 1 and batching.proven else None
-        if answers is None:
-            answers = [self._answering.alone(request) for request in requests]
-        self._deliver(answers)
         try:
-            if len(requests) > 1 and not batching.proven:
-                self._answering.try_together(requests, answers)
+            self._run(requests)
+        except Exception:
+            logger.exception("a batch failed outside the engine")
+            failure = EngineFailure("internal error; the agent's log has the details")
+            self._deliver([Answer(request, failure) for request in requests])
         finally:
             for request in requests:
                 request.chosen.unpin()
@@ -122,6 +124,15 @@ class RequestFlow:
         request: Request = ticket.work
         request.chosen.unpin()
         self._deliver([Answer(request, _too_late() if late else _no_room())])
+
+    def _run(self, requests: Sequence[Request]) -> None:
+        batching = requests[0].chosen.first.batching
+        answers = self._answering.together(requests) if len(requests) > 1 and batching.proven else None
+        if answers is None:
+            answers = [self._answering.alone(request) for request in requests]
+        self._deliver(answers)
+        if len(requests) > 1 and not batching.proven:
+            self._answering.try_together(requests, answers)
 
     def _request(
         self,

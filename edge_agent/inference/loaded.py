@@ -17,6 +17,17 @@ from edge_agent.inference.engine import Session
 from edge_agent.inference.health import Health
 from edge_agent.inference.tensors import Array
 
+RUN_ROWS_MAX = 64
+"""Runs with more rows are counted together."""
+
+
+class Runs(msgspec.Struct, frozen=True):
+    """How often the engine ran `rows` rows at one time, and for how many seconds in all."""
+
+    rows: int
+    count: int
+    seconds: float
+
 
 class Statistics(msgspec.Struct, frozen=True):
     """What `/stats` tells of a release: counts since it was loaded, durations in seconds, times since the epoch.
@@ -31,6 +42,7 @@ class Statistics(msgspec.Struct, frozen=True):
     queue_s: float
     compute_s: float
     last_at: float
+    runs: tuple["Runs", ...] = ()
 
 
 class Loaded:
@@ -57,6 +69,7 @@ class Loaded:
         self._retired = False
         self._closed: Future[None] = Future()
         self._requests = self._errors = self._consecutive = 0
+        self._runs: dict[int, tuple[int, float]] = {}
         self._answered = self._failed = 0
         self._answered_s = self._failed_s = self._queue_s = self._compute_s = self._last_at = 0.0
 
@@ -109,6 +122,13 @@ class Loaded:
             self._queue_s += queue_s
             self._compute_s += compute_s
 
+    def ran(self, rows: int, seconds: float) -> None:
+        """The engine ran `rows` rows at one time."""
+        size = min(rows, RUN_ROWS_MAX)
+        with self._lock:
+            count, total = self._runs.get(size, (0, 0.0))
+            self._runs[size] = count + 1, total + seconds
+
     def health(self) -> Health:
         """How requests have gone since the release was loaded."""
         with self._lock:
@@ -125,6 +145,7 @@ class Loaded:
                 queue_s=self._queue_s,
                 compute_s=self._compute_s,
                 last_at=self._last_at,
+                runs=tuple(Runs(rows, *totals) for rows, totals in sorted(self._runs.items())),
             )
 
     def _close(self) -> None:

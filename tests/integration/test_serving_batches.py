@@ -73,6 +73,10 @@ async def test_competing_callers_share_batches_and_each_gets_its_own_answer(benc
     for _ in range(30):
         assert await burst(bench, *values) == [value + 10 for value in values]
     assert max(bench.engine.rows) > 1, "by now batches are proven and tried"
+    statistics = bench.server.served(MODEL).statistics
+    assert statistics.answered == 30 * (len(values) + 1)
+    assert sum(runs.rows * runs.count for runs in statistics.runs) == statistics.answered
+    assert {runs.rows for runs in statistics.runs} > {1}
 
 
 async def test_rows_are_joined_only_after_real_requests_gave_the_same_answers_alone(bench: Bench) -> None:
