@@ -75,7 +75,7 @@ class Agent:
         spool = Spool(settings.data / SPOOL_FILE, bytes_max=settings.telemetry_bytes_max)
         running.callback(spool.close)
         recorder = Recorder(clock.now())
-        server = ModelServer(OrtEngine(), self._observed(recorder, running), clock)
+        server = ModelServer(OrtEngine(), self._observed(recorder, running), clock, run_s_max=settings.inference_s_max)
         running.push_async_callback(server.close)
         session = await running.enter_async_context(open_session(identity.device_token, settings.ca_file))
         link = self._make_link(journal)

@@ -55,6 +55,14 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "group may connect to."
         ),
     ] = None
+    inference_s_max: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="Most seconds that the engine may take for one request; a model that loops for ever on an input "
+            "is stopped then, and the request fails.",
+        ),
+    ] = 60.0
     variants: Annotated[
         tuple[str, ...],
         Meta(

@@ -30,6 +30,10 @@ class Session(Protocol):
         """The named outputs for `feeds` (input name to array), or `EngineFailure`."""
         ...
 
+    def stop(self, thread: int) -> None:
+        """Let the `run` that `thread` (see `threading.get_ident`) is in end soon, with `EngineFailure`, if it can."""
+        ...
+
     def close(self) -> None:
         """Give the memory back; the session cannot be used afterwards."""
         ...

@@ -34,16 +34,23 @@ class Terms(NamedTuple):
     timeout_s: float | None = None
 
 
+class FlowLimits(NamedTuple):
+    """What may wait, and how long the engine may take for one request or batch before it is stopped."""
+
+    waiting: WaitingLimits = WaitingLimits()
+    run_s_max: float = 60.0
+
+
 class RequestFlow:
     """Takes requests to `placements` through `answering` and back, `cores` at one time."""
 
     def __init__(
-        self, placements: Placements, answering: Answering, clock: Clock, cores: int, limits: WaitingLimits
+        self, placements: Placements, answering: Answering, clock: Clock, cores: int, limits: FlowLimits
     ) -> None:
         self._placements = placements
         self._answering = answering
         self._clock = clock
-        self._dispatcher = Dispatcher(cores, limits, self, clock)
+        self._dispatcher = Dispatcher(cores, limits.waiting, limits.run_s_max, self, clock)
         self._arrived: list[Ticket] = []
         self._loop_thread = 0
         self.closed = False
@@ -92,12 +99,7 @@ class RequestFlow:
         future: Future[Inference] = Future()
         request = self._request(model, version, feeds, outputs, future)
         ticket = _ticket(request, terms)
-        if self._dispatcher.try_begin():
-            try:
-                self.run([ticket])
-            finally:
-                self._dispatcher.end()
-        else:
+        if not self._dispatcher.try_run(ticket):
             self._dispatcher.submit([ticket])
         return future.result()
 
@@ -118,6 +120,14 @@ class RequestFlow:
         finally:
             for request in requests:
                 request.chosen.unpin()
+
+    def stop(self, thread: int, batch: Sequence[Ticket]) -> None:
+        """See `Owner.stop`."""
+        for ticket in batch:
+            first, second = ticket.work.chosen
+            first.stop(thread)
+            if second:
+                second.stop(thread)
 
     def refuse(self, ticket: Ticket, *, late: bool) -> None:
         """See `Owner.refuse`."""

@@ -77,6 +77,10 @@ class Loaded:
         """The session's answer; the caller holds a pin."""
         return self._session.run(feeds, outputs)
 
+    def stop(self, thread: int) -> None:
+        """See `Session.stop`."""
+        self._session.stop(thread)
+
     def pin(self) -> bool:
         """Keep the session open for one request; False if it has been retired."""
         with self._lock:

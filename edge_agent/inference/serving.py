@@ -31,7 +31,7 @@ from common.errors import Conflict
 from common.ids import ModelName, Version
 from edge_agent.inference.answering import Answering, Recorder
 from edge_agent.inference.engine import Engine, EngineFailure, Session
-from edge_agent.inference.flow import RequestFlow, Terms
+from edge_agent.inference.flow import FlowLimits, RequestFlow, Terms
 from edge_agent.inference.health import Health
 from edge_agent.inference.loaded import Loaded, Statistics
 from edge_agent.inference.niced import run_niced
@@ -43,6 +43,9 @@ from edge_agent.inference.trial import ModelRejected, check, probe
 
 QUEUE_REQUESTS_MAX = 256
 """Requests that may wait for a core; one more is refused at once."""
+
+RUN_S_MAX = 60.0
+"""The engine is stopped when it takes longer for a request: a model may loop for ever on one input."""
 
 
 class Candidate(NamedTuple):
@@ -72,7 +75,7 @@ class ModelServer:
     """Serves models by name; see the module's text for the life of a release.
 
     `workers` is the number of inferences at one time (default: the cores that this process may use), `queue` how many
-    more may wait.
+    more may wait, `run_s_max` how many seconds the engine may take for one of them.
     """
 
     def __init__(
@@ -83,11 +86,13 @@ class ModelServer:
         *,
         workers: int | None = None,
         queue: int = QUEUE_REQUESTS_MAX,
+        run_s_max: float = RUN_S_MAX,
     ) -> None:
         self._engine = engine
         self._placements = Placements()
         cores = workers or len(os.sched_getaffinity(0))
-        self._flow = RequestFlow(self._placements, Answering(recorder, clock), clock, cores, WaitingLimits(queue))
+        limits = FlowLimits(WaitingLimits(queue), run_s_max)
+        self._flow = RequestFlow(self._placements, Answering(recorder, clock), clock, cores, limits)
         self._loading = asyncio.Lock()
 
     @property

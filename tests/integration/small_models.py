@@ -53,6 +53,28 @@ def centred(path: Path) -> Path:
     return _save(path, nodes, [axes], opset=18)
 
 
+def endless_unless_zero(path: Path) -> Path:
+    """y = x, but for anything but zeros only after 2^62 turns of a loop."""
+    turns = numpy_helper.from_array(np.array(2**62, np.int64), "turns")
+    flag, number = helper.make_tensor_value_info, TensorProto.INT64
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go_on"], ["still"]), helper.make_node("Identity", ["carried"], ["kept"])],
+        "turn",
+        [
+            flag("turn", number, []),
+            flag("go_on", TensorProto.BOOL, []),
+            flag("carried", TensorProto.FLOAT, ["n", 4]),
+        ],
+        [flag("still", TensorProto.BOOL, []), flag("kept", TensorProto.FLOAT, ["n", 4])],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["endless"], to=TensorProto.BOOL),
+        helper.make_node("Loop", ["turns", "endless", "x"], ["y"], body=body),
+    ]
+    return _save(path, nodes, [turns])
+
+
 def always_nan(path: Path) -> Path:
     """y = x / 0 for x = 0."""
     zero = numpy_helper.from_array(np.zeros(1, np.float32), "zero")
@@ -145,6 +167,9 @@ class HeldSession:
         finally:
             with self._engine.lock:
                 self._running -= 1
+
+    def stop(self, thread: int) -> None:
+        self._session.stop(thread)
 
     def close(self) -> None:
         with self._engine.lock:

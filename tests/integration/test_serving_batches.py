@@ -17,7 +17,15 @@ from edge_agent.inference.batching import TRIALS
 from edge_agent.inference.engine import EngineFailure
 from edge_agent.inference.requests import Overloaded
 from tests.conftest import eventually
-from tests.integration.small_models import MODEL, Bench, adder, centred, identity, raises_unless_zero
+from tests.integration.small_models import (
+    MODEL,
+    Bench,
+    adder,
+    centred,
+    endless_unless_zero,
+    identity,
+    raises_unless_zero,
+)
 
 
 @pytest.fixture
@@ -204,3 +212,16 @@ async def test_threads_run_their_own_requests_and_share_the_cores(bench: Bench) 
         await asyncio.to_thread(thread.join)
     assert answers == [10.0] * 80
     assert any(name.startswith("caller") for name in ran_on)
+
+
+async def test_a_model_that_loops_for_ever_on_one_input_is_stopped_and_others_are_answered(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, workers=1, queue=8, run_s_max=1)
+    await serve(bench, endless_unless_zero)
+    endless = asyncio.create_task(ask(bench, 1.0))
+    await eventually(lambda: bench.engine.rows, "it runs")
+    assert await ask(bench, 0.0) == 0.0
+    with pytest.raises(EngineFailure, match="terminate"):
+        await endless
+    with pytest.raises(EngineFailure, match="terminate"):
+        await asyncio.to_thread(bench.server.infer_here, MODEL, None, {"x": np.ones((1, 4), np.float32)})
+    await bench.server.close()

@@ -9,6 +9,7 @@ from edge_agent.inference.scheduling.rows import agree, has_rows, join, row_coun
 from edge_agent.inference.scheduling.waiting import (
     PRIORITY_DEFAULT,
     PRIORITY_MAX,
+    Taken,
     Ticket,
     Waiting,
     WaitingFull,
@@ -20,6 +21,7 @@ __all__ = [
     "PRIORITY_MAX",
     "ROWS_MAX",
     "CostCurve",
+    "Taken",
     "Ticket",
     "Waiting",
     "WaitingFull",
