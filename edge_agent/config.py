@@ -59,8 +59,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         float,
         Meta(
             gt=0,
-            description="Most seconds that the engine may take for one request; a model that loops for ever on an input "
-            "is stopped then, and the request fails.",
+            description="Most seconds that the engine may take for one request; a model that loops for ever on an "
+            "input is stopped then, and the request fails.",
         ),
     ] = 60.0
     variants: Annotated[

@@ -103,6 +103,27 @@ class RequestFlow:
             self._dispatcher.submit([ticket])
         return future.result()
 
+    def submit(
+        self,
+        model: ModelName,
+        version: Version | None,
+        feeds: Mapping[str, Array],
+        outputs: Sequence[str] | None,
+        terms: Terms,
+    ) -> "Future[Inference]":
+        """See `ModelServer.submit`."""
+        future: Future[Inference] = Future()
+        request = self._request(model, version, feeds, outputs, future)
+        ticket = _ticket(request, terms)
+
+        def ended(_: object) -> None:
+            if future.cancelled() and self._dispatcher.cancel(ticket):
+                request.chosen.unpin()
+
+        future.add_done_callback(ended)
+        self._dispatcher.submit([ticket])
+        return future
+
     def rows_for(self, first: Ticket, waiting: int) -> int:
         """See `Owner.rows_for`."""
         request: Request = first.work

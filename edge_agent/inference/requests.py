@@ -1,8 +1,9 @@
 """One request on its way through the server: what is asked, who answers, and where the answer goes."""
 
 import asyncio
+import contextlib
 from collections.abc import Hashable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import NamedTuple
 
 from common.errors import FerryError, Unavailable
@@ -65,7 +66,8 @@ class Request:
         """Hand the outcome to the caller, on the thread that its future belongs to."""
         if self.future.done():
             return  # the caller has given up
-        if isinstance(outcome, Inference):
-            self.future.set_result(outcome)
-        else:
-            self.future.set_exception(outcome)
+        with contextlib.suppress(InvalidStateError):  # or does so now, on another thread
+            if isinstance(outcome, Inference):
+                self.future.set_result(outcome)
+            else:
+                self.future.set_exception(outcome)

@@ -12,14 +12,15 @@ A release goes prepare -> switch -> commit, or back:
 A request that names a version is answered by that version or by an error, never by another one. A fallback whose
 inputs or outputs have other names or types than the new release's stands by for `revert` only.
 
-All methods are called on one event loop, but for `infer_here`; inference runs on as many threads as there are cores,
-behind a bounded queue (`edge_agent.inference.flow`).
-The server does not judge: `edge_agent.inference.health` does, and whoever runs the update acts on it.
+All methods are called on one event loop, but for `infer_here`, `submit` and `models`; inference runs on as many threads
+as there are cores, behind a bounded queue (`edge_agent.inference.flow`). The server does not judge:
+`edge_agent.inference.health` does, and whoever runs the update acts on it.
 """
 
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,6 +139,19 @@ class ModelServer:
     ) -> Inference:
         """`infer` for callers without a loop, on any thread: when a core is free the caller's own thread runs it."""
         return self._flow.infer_here(model, version, feeds, outputs, Terms(priority, timeout_s))
+
+    def submit(
+        self,
+        model: ModelName,
+        version: Version | None,
+        feeds: Mapping[str, Array],
+        outputs: Sequence[str] | None = None,
+        *,
+        priority: int = PRIORITY_DEFAULT,
+        timeout_s: float | None = None,
+    ) -> "Future[Inference]":
+        """`infer` for callers on other loops: never waits; a request whose future is cancelled in time is not run."""
+        return self._flow.submit(model, version, feeds, outputs, Terms(priority, timeout_s))
 
     async def prepare(
         self,
