@@ -26,10 +26,11 @@ from onnx import TensorProto, helper, save_model
 from benchmarks.report import ROOT, Row, at_most, figure, quick, write
 from common.clock import SystemClock
 from common.ids import ModelName, Version
-from edge_agent.inference.engine import Array
-from edge_agent.inference.http import HEADER_LENGTH, inference_app, serve
+from edge_agent.inference.http import HEADER_LENGTH, inference_app
+from edge_agent.inference.listening import listen
 from edge_agent.inference.ort import OrtEngine, OrtSession
 from edge_agent.inference.serving import ModelServer
+from edge_agent.inference.tensors import Array
 from edge_agent.telemetry.recorder import Recorder
 
 COMMAND = "make bench-agent"
@@ -98,7 +99,7 @@ def main() -> None:
 async def _main() -> None:
     engine, clock = OrtEngine(), SystemClock()
     server = ModelServer(engine, Recorder(clock.now()), clock)
-    runner, url = await serve(inference_app(server), "127.0.0.1", 0)
+    listener = await listen(inference_app(server), "127.0.0.1", 0)
     with tempfile.TemporaryDirectory() as folder:
         paths = {MAGIKA: PATHS[0], ECHO: _echo(Path(folder) / "echo.onnx")}
         async with aiohttp.ClientSession() as http:
@@ -106,11 +107,11 @@ async def _main() -> None:
             for model, path in paths.items():
                 session = engine.load(path)
                 await _switch(server, model, session, 0, path)
-                ways = Ways(model, session, server, url, http)
+                ways = Ways(model, session, server, listener.url, http)
                 rows += [row for callers in CALLERS for row in await _compare(ways, callers)]
                 if model == MAGIKA:
                     rows += await _swaps(ways, server, session)
-    await runner.cleanup()
+    await listener.close()
     await server.close()
     write("agent", "Serving on the device", rows, _INTRO)
 

@@ -87,3 +87,9 @@ class Unavailable(FerryError):
     """Transient: a peer or the network did not answer. Try again later; it is not a verdict on anything."""
 
     code = "unavailable"
+
+
+class DeadlineExceeded(Unavailable):
+    """The caller's time was up before the work could be begun, or would be before it ends; it was not begun."""
+
+    code = "deadline_exceeded"

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from common.clock import Clock, SystemClock
+from common.errors import Conflict
 from common.observability import otlp_endpoint
 from common.settings import parse_address
 from edge_agent.broker import AgentLink
@@ -22,7 +23,8 @@ from edge_agent.executor import Executor, Parts, Standing
 from edge_agent.fetch import DesiredPoll, make_fetcher, open_session
 from edge_agent.fetch.session import tls_context
 from edge_agent.identity import Identity
-from edge_agent.inference.http import inference_app, serve
+from edge_agent.inference.http import inference_app
+from edge_agent.inference.listening import listen
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import FILE_NAME, Journal
@@ -50,6 +52,7 @@ class Agent:
         self._conversation: Conversation | None = None
         self._standing: Callable[[], Standing] | None = None
         self._connected = False
+        self._server: ModelServer | None = None
         self.inference_url = ""
 
     async def start(self) -> None:
@@ -61,6 +64,13 @@ class Agent:
     async def stop(self) -> None:
         """Stop everything, last started first: requests under way are answered, the journal is closed last."""
         await self._running.aclose()
+
+    @property
+    def server(self) -> ModelServer:
+        """What answers requests; only after `start`."""
+        if self._server is None:
+            raise Conflict("the agent has not started")
+        return self._server
 
     def status(self) -> dict[str, Any]:
         """What `GET /status` on the inference API tells."""
@@ -74,7 +84,9 @@ class Agent:
         spool = Spool(settings.data / SPOOL_FILE, bytes_max=settings.telemetry_bytes_max)
         running.callback(spool.close)
         recorder = Recorder(clock.now())
-        server = ModelServer(OrtEngine(), self._observed(recorder, running), clock)
+        server = self._server = ModelServer(
+            OrtEngine(), self._observed(recorder, running), clock, run_s_max=settings.inference_s_max
+        )
         running.push_async_callback(server.close)
         session = await running.enter_async_context(open_session(identity.device_token, settings.ca_file))
         link = self._make_link(journal)
@@ -93,10 +105,13 @@ class Agent:
 
         await executor.start()
         running.push_async_callback(executor.stop)
-        runner, self.inference_url = await serve(
-            inference_app(server, self.status), *parse_address(settings.inference_listen, "inference_listen")
+        listener = await listen(
+            inference_app(server, self.status),
+            *parse_address(settings.inference_listen, "inference_listen"),
+            settings.inference_socket,
         )
-        running.push_async_callback(runner.cleanup)
+        running.push_async_callback(listener.close)
+        self.inference_url = listener.url
         await link.start()
         running.push_async_callback(link.stop)
         self._conversation = Conversation(

@@ -48,6 +48,21 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "one. There is no access control here: keep it on this machine or behind a proxy."
         ),
     ] = "127.0.0.1:8100"
+    inference_socket: Annotated[
+        Path | None,
+        Meta(
+            description="Where the inference API listens too: the path of a Unix socket, which the agent's user and "
+            "group may connect to."
+        ),
+    ] = None
+    inference_s_max: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="Most seconds that the engine may take for one request; a model that loops for ever on an "
+            "input is stopped then, and the request fails.",
+        ),
+    ] = 60.0
     variants: Annotated[
         tuple[str, ...],
         Meta(

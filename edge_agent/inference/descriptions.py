@@ -14,7 +14,7 @@ from edge_agent.inference.serving import Served
 
 Document = dict[str, Any]
 
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "schedule_policy", "statistics")
 _TRITON_TYPES = {"BYTES": "TYPE_STRING"}
 
 
@@ -48,7 +48,7 @@ def model_config(served: Served, platform: str) -> Document:
 
 
 def model_statistics(served: Sequence[Served]) -> Document:
-    """GET /v2/models/stats and below it. Requests are answered one by one, so executions equal inferences."""
+    """GET /v2/models/stats and below it. Inferences are requests, executions are runs of the engine."""
     return {"model_stats": [_statistics(one) for one in served]}
 
 
@@ -75,23 +75,32 @@ def _statistics(served: Served) -> Document:
         "version": served.version,
         "last_inference": round(counts.last_at * 1000),
         "inference_count": counts.answered,
-        "execution_count": counts.answered,
+        "execution_count": sum(runs.count for runs in counts.runs),
         "inference_stats": _durations(counts),
-        "batch_stats": [],
+        "batch_stats": [
+            {
+                "batch_size": runs.rows,
+                "compute_input": _duration(runs.count, 0),
+                "compute_infer": _duration(runs.count, runs.seconds),
+                "compute_output": _duration(runs.count, 0),
+            }
+            for runs in counts.runs
+        ],
     }
 
 
 def _durations(counts: Statistics) -> Document:
-    def entry(count: int, seconds: float) -> Document:
-        return {"count": count, "ns": round(seconds * 1e9)}
-
     return {
-        "success": entry(counts.answered, counts.answered_s),
-        "fail": entry(counts.failed, counts.failed_s),
-        "queue": entry(counts.answered, counts.queue_s),
-        "compute_input": entry(counts.answered, 0),
-        "compute_infer": entry(counts.answered, counts.compute_s),
-        "compute_output": entry(counts.answered, 0),
-        "cache_hit": entry(0, 0),
-        "cache_miss": entry(0, 0),
+        "success": _duration(counts.answered, counts.answered_s),
+        "fail": _duration(counts.failed, counts.failed_s),
+        "queue": _duration(counts.answered, counts.queue_s),
+        "compute_input": _duration(counts.answered, 0),
+        "compute_infer": _duration(counts.answered, counts.compute_s),
+        "compute_output": _duration(counts.answered, 0),
+        "cache_hit": _duration(0, 0),
+        "cache_miss": _duration(0, 0),
     }
+
+
+def _duration(count: int, seconds: float) -> Document:
+    return {"count": count, "ns": round(seconds * 1e9)}

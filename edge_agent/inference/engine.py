@@ -7,15 +7,11 @@ tests bring sessions that misbehave on purpose.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
+from typing import Protocol
 
 from common.artifact import TensorSpec
 from common.errors import FerryError
-
-Array = NDArray[Any]
-"""One tensor; strings (`BYTES`) are object arrays of `str`."""
+from edge_agent.inference.tensors import Array
 
 
 class EngineFailure(FerryError):
@@ -32,6 +28,10 @@ class Session(Protocol):
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """The named outputs for `feeds` (input name to array), or `EngineFailure`."""
+        ...
+
+    def stop(self, thread: int) -> None:
+        """Let the `run` that `thread` (see `threading.get_ident`) is in end soon, with `EngineFailure`, if it can."""
         ...
 
     def close(self) -> None:

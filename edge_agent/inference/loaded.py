@@ -12,8 +12,21 @@ import msgspec
 
 from common.artifact import TensorSpec
 from common.ids import ModelName, Version
-from edge_agent.inference.engine import Array, Session
+from edge_agent.inference.batching import Batching
+from edge_agent.inference.engine import Session
 from edge_agent.inference.health import Health
+from edge_agent.inference.tensors import Array
+
+RUN_ROWS_MAX = 64
+"""Runs with more rows are counted together."""
+
+
+class Runs(msgspec.Struct, frozen=True):
+    """How often the engine ran `rows` rows at one time, and for how many seconds in all."""
+
+    rows: int
+    count: int
+    seconds: float
 
 
 class Statistics(msgspec.Struct, frozen=True):
@@ -29,6 +42,7 @@ class Statistics(msgspec.Struct, frozen=True):
     queue_s: float
     compute_s: float
     last_at: float
+    runs: tuple["Runs", ...] = ()
 
 
 class Loaded:
@@ -46,6 +60,8 @@ class Loaded:
         self.version = version
         self.inputs = inputs
         self.outputs = outputs
+        self.batching = Batching(inputs, outputs)
+        self.output_names = tuple(spec.name for spec in outputs)
         self.interface = _names_and_types(inputs), _names_and_types(outputs)
         self._session = session
         self._lock = threading.Lock()
@@ -53,6 +69,7 @@ class Loaded:
         self._retired = False
         self._closed: Future[None] = Future()
         self._requests = self._errors = self._consecutive = 0
+        self._runs: dict[int, tuple[int, float]] = {}
         self._answered = self._failed = 0
         self._answered_s = self._failed_s = self._queue_s = self._compute_s = self._last_at = 0.0
 
@@ -60,10 +77,17 @@ class Loaded:
         """The session's answer; the caller holds a pin."""
         return self._session.run(feeds, outputs)
 
-    def pin(self) -> None:
-        """Keep the session open for one request. Only for a release that has not been retired."""
+    def stop(self, thread: int) -> None:
+        """See `Session.stop`."""
+        self._session.stop(thread)
+
+    def pin(self) -> bool:
+        """Keep the session open for one request; False if it has been retired."""
         with self._lock:
+            if self._retired:
+                return False
             self._pins += 1
+            return True
 
     def unpin(self) -> None:
         """The request is done; the last one to leave a retired release closes it."""
@@ -102,6 +126,13 @@ class Loaded:
             self._queue_s += queue_s
             self._compute_s += compute_s
 
+    def ran(self, rows: int, seconds: float) -> None:
+        """The engine ran `rows` rows at one time."""
+        size = min(rows, RUN_ROWS_MAX)
+        with self._lock:
+            count, total = self._runs.get(size, (0, 0.0))
+            self._runs[size] = count + 1, total + seconds
+
     def health(self) -> Health:
         """How requests have gone since the release was loaded."""
         with self._lock:
@@ -118,6 +149,7 @@ class Loaded:
                 queue_s=self._queue_s,
                 compute_s=self._compute_s,
                 last_at=self._last_at,
+                runs=tuple(Runs(rows, *totals) for rows, totals in sorted(self._runs.items())),
             )
 
     def _close(self) -> None:

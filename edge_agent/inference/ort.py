@@ -13,6 +13,7 @@ they are told not to before they are loaded. What a device runs is nobody's busi
 """
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +23,8 @@ import onnxruntime
 
 from common.artifact import TensorSpec
 from common.errors import NotFound, Unavailable
-from edge_agent.inference.engine import Array, EngineFailure
+from edge_agent.inference.engine import EngineFailure
+from edge_agent.inference.tensors import Array
 
 ARENA_KEEP_INPUT_BYTES = 256 * 1024
 """Requests with larger inputs give their scratch memory back when they are done."""
@@ -72,17 +74,28 @@ class OrtSession:
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
         self._session = session
-        self._giving_back = onnxruntime.RunOptions()
-        self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._running: dict[int, onnxruntime.RunOptions] = {}
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """See `Session.run`."""
-        large = sum(array.nbytes for array in feeds.values()) > ARENA_KEEP_INPUT_BYTES
+        options = onnxruntime.RunOptions()
+        if sum(array.nbytes for array in feeds.values()) > ARENA_KEEP_INPUT_BYTES:
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        thread = threading.get_ident()
+        self._running[thread] = options
         try:
-            arrays = self._session.run(list(outputs), dict(feeds), self._giving_back if large else None)
+            arrays = self._session.run(list(outputs), dict(feeds), options)
         except Exception as error:  # the runtime's errors have no common base class
             raise _named(error, "the model failed") from error
+        finally:
+            del self._running[thread]
         return dict(zip(outputs, arrays, strict=True))
+
+    def stop(self, thread: int) -> None:
+        """See `Session.stop`. The runtime looks at the flag between two operators, also inside loops."""
+        options = self._running.get(thread)
+        if options is not None:
+            options.terminate = True
 
     def close(self) -> None:
         """See `Session.close`."""

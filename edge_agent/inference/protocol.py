@@ -5,7 +5,8 @@ A body is a JSON header, and after it the raw little-endian bytes of the tensors
 it the body is all JSON. `BYTES` elements travel as a 4-byte length and UTF-8. The model's declared inputs are not known
 here: this module only makes sure that a tensor is what its own header says.
 
-Sources: KServe, "Open Inference Protocol V2" (rest_predict_v2); Triton, "Binary Tensor Data Extension".
+Sources: KServe, "Open Inference Protocol V2" (rest_predict_v2); Triton, "Binary Tensor Data Extension" and "Schedule
+Policy Extension" (`priority`, `timeout`).
 """
 
 import math
@@ -18,12 +19,14 @@ import numpy as np
 from msgspec import UNSET, Meta
 
 from common.errors import FerryError, InvalidInput
-from edge_agent.inference.engine import Array
-from edge_agent.inference.tensors import DTYPES, datatype_of
+from edge_agent.inference.scheduling import PRIORITY_MAX
+from edge_agent.inference.tensors import DTYPES, Array, datatype_of
 
 TENSORS_MAX = 256
 AXES_MAX = 32
 AXIS_LENGTH_MAX = 2**31 - 1
+TIMEOUT_US_MAX = 3600 * 1_000_000
+"""Microseconds, as in Triton's `timeout` parameter."""
 
 _LENGTH = struct.Struct("<I")
 _FLOAT_KINDS, _INT_KINDS = "fiu", "iu"
@@ -58,13 +61,18 @@ class RequestHeader(msgspec.Struct, frozen=True):
 
 
 class InferRequest(NamedTuple):
-    """A request, parsed. `outputs` is None when the caller wants all of them; `binary` names those wanted as bytes."""
+    """A request, parsed. `outputs` is None when the caller wants all of them; `binary` names those wanted as bytes.
+
+    `priority` is 1 (first) to 9, 0 for the default; `timeout_s` is how long the request may wait to be started.
+    """
 
     id: str
     feeds: dict[str, Array]
     outputs: list[str] | None
     binary: frozenset[str]
     binary_by_default: bool
+    priority: int = 0
+    timeout_s: float | None = None
 
 
 class Body(NamedTuple):
@@ -95,7 +103,8 @@ def decode_request(body: bytes, header_length: int | None) -> InferRequest:
     by_default = header.parameters.get("binary_data_output") is True
     names = [output.name for output in header.outputs]
     binary = frozenset(o.name for o in header.outputs if o.parameters.get("binary_data", by_default) is True)
-    return InferRequest(header.id, feeds, names or None, binary, by_default)
+    priority, timeout_us = _number(header, "priority", PRIORITY_MAX), _number(header, "timeout", TIMEOUT_US_MAX)
+    return InferRequest(header.id, feeds, names or None, binary, by_default, priority, timeout_us / 1e6 or None)
 
 
 def encode_response(model: str, version: str, request: InferRequest, outputs: dict[str, Array]) -> Body:
@@ -131,6 +140,13 @@ def _shape_of_a_request(header_length: int | None) -> str:
     if header_length is None:
         return "send JSON, or set Inference-Header-Content-Length for binary tensors"
     return 'send {"inputs": [{"name", "shape", "datatype", "data"}]}'
+
+
+def _number(header: RequestHeader, name: str, maximum: int) -> int:
+    value = header.parameters.get(name, 0)
+    if type(value) is not int or not 0 <= value <= maximum:
+        raise InvalidInput(f"{value!r:.40} is not 0 to {maximum}", field=f"parameters.{name}", fix="send an integer")
+    return value
 
 
 def _refuse_unsupported(header: RequestHeader) -> None:

@@ -12,54 +12,41 @@ A release goes prepare -> switch -> commit, or back:
 A request that names a version is answered by that version or by an error, never by another one. A fallback whose
 inputs or outputs have other names or types than the new release's stands by for `revert` only.
 
-All methods are called on one event loop; inference runs on as many threads as there are cores, behind a bounded queue.
-The server does not judge: `edge_agent.inference.health` does, and whoever runs the update acts on it.
+All methods are called on one event loop, but for `infer_here`, `submit` and `models`; inference runs on as many threads
+as there are cores, behind a bounded queue (`edge_agent.inference.flow`). The server does not judge:
+`edge_agent.inference.health` does, and whoever runs the update acts on it.
 """
 
 import asyncio
 import os
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
 from common.artifact import TensorSpec
 from common.clock import Clock
-from common.errors import Conflict, NotFound, Unavailable
+from common.errors import Conflict
 from common.ids import ModelName, Version
-from edge_agent.inference.engine import Array, Engine, EngineFailure, Session
+from edge_agent.inference.answering import Answering, Recorder
+from edge_agent.inference.engine import Engine, EngineFailure, Session
+from edge_agent.inference.flow import FlowLimits, RequestFlow, Terms
 from edge_agent.inference.health import Health
 from edge_agent.inference.loaded import Loaded, Statistics
 from edge_agent.inference.niced import run_niced
-from edge_agent.inference.tensors import check_feeds, check_outputs
-from edge_agent.inference.trial import Attempt, ModelRejected, attempt, check, probe
+from edge_agent.inference.placement import Placement, Placements
+from edge_agent.inference.requests import Inference
+from edge_agent.inference.scheduling import PRIORITY_DEFAULT, WaitingLimits
+from edge_agent.inference.tensors import Array
+from edge_agent.inference.trial import ModelRejected, check, probe
 
-QUEUE_REQUESTS_MAX = 64
+QUEUE_REQUESTS_MAX = 256
 """Requests that may wait for a core; one more is refused at once."""
 
-
-class Overloaded(Unavailable):
-    """Every core is busy and the queue is full; the request was not started."""
-
-    code = "overloaded"
-
-
-class Recorder(Protocol):
-    """Where telemetry goes; called on worker threads, so it must be cheap and safe there."""
-
-    def record(self, model: ModelName, version: Version, latency_s: float | None, *, error: bool) -> None:
-        """One request: how long the caller waited (None: this release did not answer it), and whether it failed."""
-        ...
-
-
-class Inference(NamedTuple):
-    """An answer, and the release that gave it."""
-
-    outputs: dict[str, Array]
-    version: Version
+RUN_S_MAX = 60.0
+"""The engine is stopped when it takes longer for a request: a model may loop for ever on one input."""
 
 
 class Candidate(NamedTuple):
@@ -85,34 +72,11 @@ class Served(msgspec.Struct, frozen=True):
     statistics: Statistics
 
 
-class _Placement(NamedTuple):
-    """Who answers for a model: replaced as a whole, never changed."""
-
-    current: Loaded
-    fallback: Loaded | None
-    probation: bool
-
-    @property
-    def stand_in(self) -> Loaded | None:
-        """The fallback, if it can answer the same requests."""
-        return self.fallback if self.fallback and self.fallback.interface == self.current.interface else None
-
-
-class _Request(NamedTuple):
-    """What a worker needs to answer. It holds a pin on `first` and on `second`."""
-
-    first: Loaded
-    second: Loaded | None
-    feeds: Mapping[str, Array]
-    outputs: Sequence[str]
-    admitted_at: float
-
-
 class ModelServer:
     """Serves models by name; see the module's text for the life of a release.
 
     `workers` is the number of inferences at one time (default: the cores that this process may use), `queue` how many
-    more may wait.
+    more may wait, `run_s_max` how many seconds the engine may take for one of them.
     """
 
     def __init__(
@@ -123,16 +87,14 @@ class ModelServer:
         *,
         workers: int | None = None,
         queue: int = QUEUE_REQUESTS_MAX,
+        run_s_max: float = RUN_S_MAX,
     ) -> None:
         self._engine = engine
-        self._recorder = recorder
-        self._clock = clock
-        workers = workers or len(os.sched_getaffinity(0))
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="inference")
-        self._room = threading.BoundedSemaphore(workers + queue)
-        self._placements: dict[ModelName, _Placement] = {}
+        self._placements = Placements()
+        cores = workers or len(os.sched_getaffinity(0))
+        limits = FlowLimits(WaitingLimits(queue), run_s_max)
+        self._flow = RequestFlow(self._placements, Answering(recorder, clock), clock, cores, limits)
         self._loading = asyncio.Lock()
-        self._closed = False
 
     @property
     def platform(self) -> str:
@@ -142,7 +104,7 @@ class ModelServer:
     @property
     def ready(self) -> bool:
         """Whether requests are accepted."""
-        return not self._closed
+        return not self._flow.closed
 
     async def infer(
         self,
@@ -150,23 +112,46 @@ class ModelServer:
         version: Version | None,
         feeds: Mapping[str, Array],
         outputs: Sequence[str] | None = None,
+        *,
+        priority: int = PRIORITY_DEFAULT,
+        timeout_s: float | None = None,
     ) -> Inference:
         """The model's answer to `feeds` (input name to array of the declared type and shape).
 
         Without `version` the release in service answers, and during probation the previous one in its place if need
-        be. `outputs` picks some outputs by name; None means all.
+        be. `outputs` picks some outputs by name; None means all. `priority` is 1 (first) to 9; a request that could not
+        be started within `timeout_s` never is.
 
         Raises `NotFound` (model or version is not served), `InvalidInput` (names the tensor and what is expected),
-        `Overloaded` (nothing was started), `EngineFailure` (the model raised).
+        `Overloaded` and `DeadlineExceeded` (nothing was started), `EngineFailure` (the model raised).
         """
-        admitted_at = self._clock.monotonic()
-        first, second = self._choose(model, version)
-        check_feeds(first.inputs, feeds)
-        if outputs is None:
-            outputs = [spec.name for spec in first.outputs]
-        else:
-            check_outputs(first.outputs, outputs)
-        return await asyncio.wrap_future(self._submit(_Request(first, second, feeds, outputs, admitted_at)))
+        return await self._flow.infer(model, version, feeds, outputs, Terms(priority, timeout_s))
+
+    def infer_here(
+        self,
+        model: ModelName,
+        version: Version | None,
+        feeds: Mapping[str, Array],
+        outputs: Sequence[str] | None = None,
+        *,
+        priority: int = PRIORITY_DEFAULT,
+        timeout_s: float | None = None,
+    ) -> Inference:
+        """`infer` for callers without a loop, on any thread: when a core is free the caller's own thread runs it."""
+        return self._flow.infer_here(model, version, feeds, outputs, Terms(priority, timeout_s))
+
+    def submit(
+        self,
+        model: ModelName,
+        version: Version | None,
+        feeds: Mapping[str, Array],
+        outputs: Sequence[str] | None = None,
+        *,
+        priority: int = PRIORITY_DEFAULT,
+        timeout_s: float | None = None,
+    ) -> "Future[Inference]":
+        """`infer` for callers on other loops: never waits; a request whose future is cancelled in time is not run."""
+        return self._flow.submit(model, version, feeds, outputs, Terms(priority, timeout_s))
 
     async def prepare(
         self,
@@ -208,18 +193,18 @@ class ModelServer:
             running = f"{candidate.model}@{before.current.version} is in probation"
             raise Conflict(running, fix="commit or revert it first")
         fallback = before.current if before else None
-        self._placements[candidate.model] = _Placement(candidate.loaded, fallback, probation=True)
+        self._placements[candidate.model] = Placement(candidate.loaded, fallback, probation=True)
 
     def health(self, model: ModelName) -> Health:
         """How requests to the release in service have gone since it was switched to."""
-        return self._placement(model).current.health()
+        return self._placements.of(model).current.health()
 
     async def self_probe(self, model: ModelName, count: int) -> Health:
         """Run `count` synthetic requests on the release in service, at the lowest priority, and say how they went.
 
         They are neither in `health` nor in the telemetry: for probation on a device that nobody calls.
         """
-        loaded = self._placement(model).current
+        loaded = self._placements.of(model).current
         loaded.pin()
 
         def work() -> Health:
@@ -235,8 +220,8 @@ class ModelServer:
 
         Without a probation there is nothing to do.
         """
-        current, fallback, _ = self._placement(model)
-        self._placements[model] = _Placement(current, None, probation=False)
+        current, fallback, _ = self._placements.of(model)
+        self._placements[model] = Placement(current, None, probation=False)
         await _retired(fallback)
 
     async def revert(self, model: ModelName) -> None:
@@ -244,11 +229,11 @@ class ModelServer:
 
         Returns when the new release's last request has left and it is closed. Raises `Conflict` outside probation.
         """
-        current, fallback, probation = self._placement(model)
+        current, fallback, probation = self._placements.of(model)
         if not probation:
             raise Conflict(f"{model}@{current.version} is committed", fix="switch to the release you want instead")
         if fallback:
-            self._placements[model] = _Placement(fallback, None, probation=False)
+            self._placements[model] = Placement(fallback, None, probation=False)
         else:
             del self._placements[model]
         await _retired(current)
@@ -265,9 +250,9 @@ class ModelServer:
 
     async def close(self) -> None:
         """Refuse new requests, answer those that are under way, close everything."""
-        self._closed = True
+        self._flow.refuse_new()
         await asyncio.gather(*(self.retire(model) for model in list(self._placements)))
-        self._pool.shutdown(wait=False)
+        self._flow.close()
 
     def models(self) -> tuple[Served, ...]:
         """Every release that can answer, by model name, the current one first."""
@@ -280,81 +265,10 @@ class ModelServer:
 
     def served(self, model: ModelName, version: Version | None = None) -> Served:
         """The release that would answer such a request, or `NotFound`."""
-        return _served(self._choose(model, version)[0], self._placement(model))
-
-    def _placement(self, model: ModelName) -> _Placement:
-        placement = self._placements.get(model)
-        if placement is None:
-            served = ", ".join(sorted(self._placements)) or "none yet"
-            raise NotFound(f"model {model!r} is not served here", field="model", fix=f"models here: {served}")
-        return placement
-
-    def _choose(self, model: ModelName, version: Version | None) -> tuple[Loaded, Loaded | None]:
-        placement = self._placement(model)
-        if version is None:
-            return placement.current, placement.stand_in
-        for loaded in (placement.current, placement.fallback):
-            if loaded and loaded.version == version:
-                return loaded, None
-        running = f"leave the version out, or ask for {placement.current.version}"
-        raise NotFound(f"version {version!r} of {model} is not served here", field="version", fix=running)
-
-    def _submit(self, request: _Request) -> "Future[Inference]":
-        if self._closed:
-            raise Unavailable("the inference server is stopping")
-        if not self._room.acquire(blocking=False):
-            raise Overloaded("all cores are busy and the queue is full", fix="try again a little later")
-        pinned = [loaded for loaded in (request.first, request.second) if loaded]
-
-        def leave(_: object) -> None:
-            for loaded in pinned:
-                loaded.unpin()
-            self._room.release()
-
-        for loaded in pinned:
-            loaded.pin()
-        future = self._pool.submit(self._answer, request)
-        # At the work's end, not the caller's: a caller who gives up does not stop the engine.
-        future.add_done_callback(leave)
-        return future
-
-    def _answer(self, request: _Request) -> Inference:
-        """On a worker thread: the answer of the first release or, when it fails, of the second."""
-        first, second = request.first, request.second
-        tried = self._attempt(first, request)
-        if tried.good or second is None:
-            return self._deliver(first, tried, request, judged=True)
-        other = self._attempt(second, request)
-        if not other.good:
-            self._recorder.record(second.model, second.version, None, error=True)
-            return self._deliver(first, tried, request, judged=False)
-        first.count(error=True)
-        self._recorder.record(first.model, first.version, None, error=True)
-        return self._deliver(second, other, request, judged=True)
-
-    def _attempt(self, loaded: Loaded, request: _Request) -> Attempt:
-        started_at = self._clock.monotonic()
-        tried = attempt(loaded, request.feeds, request.outputs)
-        loaded.measure(
-            failed=not tried.good,
-            queue_s=started_at - request.admitted_at,
-            compute_s=self._clock.monotonic() - started_at,
-            now=self._clock.now(),
-        )
-        return tried
-
-    def _deliver(self, loaded: Loaded, tried: Attempt, request: _Request, *, judged: bool) -> Inference:
-        """Count the attempt and hand its outcome to the caller."""
-        if judged:
-            loaded.count(error=not tried.good)
-        latency_s = None if tried.failure else self._clock.monotonic() - request.admitted_at
-        self._recorder.record(loaded.model, loaded.version, latency_s, error=not tried.good)
-        if tried.failure:
-            raise tried.failure
-        return Inference(tried.outputs or {}, loaded.version)
+        return _served(self._placements.choose(model, version)[0], self._placements.of(model))
 
 
-def _served(loaded: Loaded, placement: _Placement) -> Served:
+def _served(loaded: Loaded, placement: Placement) -> Served:
     return Served(
         model=loaded.model,
         version=loaded.version,

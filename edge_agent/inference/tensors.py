@@ -8,12 +8,16 @@ has no such type. An axis of -1 is open and takes any length.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.artifact import TensorSpec
 from common.errors import InvalidInput
-from edge_agent.inference.engine import Array
+
+Array = NDArray[Any]
+"""One tensor; strings (`BYTES`) are object arrays of `str`."""
 
 DTYPES: dict[str, np.dtype[np.generic]] = {
     "BOOL": np.dtype(np.bool_),

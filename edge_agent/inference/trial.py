@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol
 
 from common.artifact import TensorSpec
 from common.errors import FerryError
-from edge_agent.inference.engine import Array, Session
+from edge_agent.inference.engine import Session
 from edge_agent.inference.health import Health
-from edge_agent.inference.tensors import DTYPES, mismatch, non_finite, synthetic
+from edge_agent.inference.tensors import DTYPES, Array, mismatch, non_finite, synthetic
 
 WARM_UP_RUNS = 2
 """The first run allocates; the second shows that it left nothing behind that breaks the next."""

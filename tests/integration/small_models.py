@@ -14,9 +14,10 @@ from onnx.external_data_helper import set_external_data
 from common.artifact import TensorSpec
 from common.clock import SystemClock
 from common.ids import ModelName, Version
-from edge_agent.inference.engine import Array, Session
+from edge_agent.inference.engine import Session
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.serving import ModelServer
+from edge_agent.inference.tensors import Array
 from edge_agent.telemetry.recorder import Recorder
 
 MODEL = ModelName("adder")
@@ -40,6 +41,38 @@ def nan_unless_zero(path: Path) -> Path:
         helper.make_node("Sqrt", ["negative"], ["y"]),
     ]
     return _save(path, nodes, [])
+
+
+def centred(path: Path) -> Path:
+    """y = x - the mean over all rows: rows that depend on each other, though the signature does not show it."""
+    axes = numpy_helper.from_array(np.array([0], np.int64), "axes")
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "axes"], ["mean"], keepdims=1),
+        helper.make_node("Sub", ["x", "mean"], ["y"]),
+    ]
+    return _save(path, nodes, [axes], opset=18)
+
+
+def endless_unless_zero(path: Path) -> Path:
+    """y = x, but for anything but zeros only after 2^62 turns of a loop."""
+    turns = numpy_helper.from_array(np.array(2**62, np.int64), "turns")
+    flag, number = helper.make_tensor_value_info, TensorProto.INT64
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go_on"], ["still"]), helper.make_node("Identity", ["carried"], ["kept"])],
+        "turn",
+        [
+            flag("turn", number, []),
+            flag("go_on", TensorProto.BOOL, []),
+            flag("carried", TensorProto.FLOAT, ["n", 4]),
+        ],
+        [flag("still", TensorProto.BOOL, []), flag("kept", TensorProto.FLOAT, ["n", 4])],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["endless"], to=TensorProto.BOOL),
+        helper.make_node("Loop", ["turns", "endless", "x"], ["y"], body=body),
+    ]
+    return _save(path, nodes, [turns])
 
 
 def always_nan(path: Path) -> Path:
@@ -103,11 +136,12 @@ def _save(
     element: int = TensorProto.FLOAT,
     shape: Sequence[int | str] = ("n", 4),
     output: str = "y",
+    opset: int = OPSET,
 ) -> Path:
     inputs = [helper.make_tensor_value_info("x", element, shape)]
     outputs = [helper.make_tensor_value_info(output, element, shape)]
     graph = helper.make_graph(nodes, "small", inputs, outputs, constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION)
     save_model(model, path)
     return path
 
@@ -125,6 +159,7 @@ class HeldSession:
         with self._engine.lock:
             self._running += 1
             self._engine.arrived += 1
+            self._engine.rows.append(len(next(iter(feeds.values()))))
             self._engine.used_after_close |= self.closed
         try:
             assert self._engine.open.wait(60)
@@ -132,6 +167,9 @@ class HeldSession:
         finally:
             with self._engine.lock:
                 self._running -= 1
+
+    def stop(self, thread: int) -> None:
+        self._session.stop(thread)
 
     def close(self) -> None:
         with self._engine.lock:
@@ -148,6 +186,8 @@ class HeldEngine(OrtEngine):
         self.open.set()
         self.lock = threading.Lock()
         self.arrived = 0
+        self.rows: list[int] = []
+        """Of each run, in the order in which they began."""
         self.used_after_close = False
         self.sessions: list[HeldSession] = []
 

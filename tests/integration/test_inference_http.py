@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 import shutil
+import socket
 import sys
 import zlib
 from asyncio.subprocess import PIPE, STDOUT
@@ -17,7 +18,6 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-from aiohttp import web
 from onnx import TensorProto
 from tritonclient.utils import InferenceServerException
 
@@ -25,8 +25,11 @@ from common.artifact import TensorSpec
 from common.clock import SystemClock
 from common.errors import Unavailable
 from common.ids import ModelName, Version
-from edge_agent.inference.http import HttpLimits, inference_app, serve
+from edge_agent.inference.asgi import Application, BodyLimits
+from edge_agent.inference.http import inference_app
+from edge_agent.inference.listening import listen
 from edge_agent.inference.ort import OrtEngine, OrtSession
+from edge_agent.inference.requests import Overloaded
 from edge_agent.inference.serving import ModelServer
 from edge_agent.telemetry.recorder import Recorder
 from tests.conftest import eventually
@@ -34,7 +37,7 @@ from tests.integration.small_models import MODEL, Bench, adder, identity, nan_un
 
 ROOT = Path(__file__).parent.parent.parent
 MAGIKA = ModelName("magika")
-LIMITS = HttpLimits(body_bytes_max=200_000, bodies_bytes_max=300_000)
+LIMITS = BodyLimits(body_bytes_max=200_000, bodies_bytes_max=300_000)
 
 
 class Device(NamedTuple):
@@ -67,11 +70,11 @@ class Device(NamedTuple):
 async def device(tmp_path: Path) -> AsyncIterator[Device]:
     bench = Bench(tmp_path, workers=1, queue=1)
     await bench.add(1)
-    runner, url = await serve(inference_app(bench.server, lambda: {"generation": 7}, LIMITS), "127.0.0.1", 0)
+    listener = await listen(inference_app(bench.server, lambda: {"generation": 7}, LIMITS), "127.0.0.1", 0)
     async with aiohttp.ClientSession() as http:
-        yield Device(bench, url, http)
+        yield Device(bench, listener.url, http)
     bench.engine.open.set()
-    await runner.cleanup()
+    await listener.close()
     await bench.server.close()
 
 
@@ -95,13 +98,13 @@ class Magika(NamedTuple):
 @pytest.fixture
 async def magika(real_models: tuple[Path, Path]) -> AsyncIterator[Magika]:
     server = ModelServer(OrtEngine(), Recorder(0.0), SystemClock())
-    runner, url = await serve(inference_app(server), "127.0.0.1", 0)
+    listener = await listen(inference_app(server), "127.0.0.1", 0)
     raw = OrtEngine().load(real_models[0]), OrtEngine().load(real_models[1])
-    magika = Magika(server, url.removeprefix("http://"), raw, real_models)
+    magika = Magika(server, listener.url.removeprefix("http://"), raw, real_models)
     await magika.switch(0)
     await server.commit(MAGIKA)
     yield magika
-    await runner.cleanup()
+    await listener.close()
     await server.close()
 
 
@@ -297,8 +300,10 @@ async def test_an_engine_failure_is_the_servers_error(device: Device) -> None:
 async def test_a_full_queue_is_503_with_retry_after_and_nothing_is_lost(device: Device) -> None:
     arrived = device.bench.engine.arrived
     device.bench.engine.open.clear()
-    accepted = [asyncio.create_task(device.bench.ask()) for _ in range(2)]  # one worker, one place in the queue
-    await eventually(lambda: device.bench.engine.arrived > arrived, "the worker is busy")
+    accepted = [asyncio.create_task(device.bench.ask())]
+    await eventually(lambda: device.bench.engine.arrived > arrived, "the one worker is busy")
+    accepted.append(asyncio.create_task(device.bench.ask()))  # one place in the queue
+    await asyncio.sleep(0)
     path = f"{device.url}/v2/models/{MODEL}/infer"
     async with device.http.post(path, json={"inputs": [{**ONE_ROW, "name": "other"}]}) as response:
         assert response.status == 400  # bad input is told at once, also by a busy server
@@ -308,6 +313,69 @@ async def test_a_full_queue_is_503_with_retry_after_and_nothing_is_lost(device: 
     device.bench.engine.open.set()
     assert await asyncio.gather(*accepted) == [(1.0, "1")] * 2
     assert (await device.infer({"inputs": [ONE_ROW]}))[0] == 200
+
+
+async def test_a_request_with_a_time_limit_is_504_when_it_could_not_be_started(device: Device) -> None:
+    arrived = device.bench.engine.arrived
+    device.bench.engine.open.clear()
+    first = asyncio.create_task(device.bench.ask())
+    await eventually(lambda: device.bench.engine.arrived > arrived, "the one worker is busy")
+    second = asyncio.create_task(device.infer({"inputs": [ONE_ROW], "parameters": {"timeout": 1000, "priority": 2}}))
+    await asyncio.sleep(0.05)
+    device.bench.engine.open.set()
+    await first
+    status, answer = await second
+    assert (status, "its time was up" in answer["error"]) == (504, True)
+    for name, value in (("priority", 10), ("priority", "high"), ("timeout", -1), ("timeout", 0.5)):
+        status, answer = await device.infer({"inputs": [ONE_ROW], "parameters": {name: value}})
+        assert (status, f"parameters.{name}" in answer["error"]) == (400, True)
+
+
+async def test_tritonclients_priority_and_timeout_are_understood(device: Device) -> None:
+    row = triton.InferInput("x", [1, 4], "FP32").set_data_from_numpy(np.ones((1, 4), np.float32))
+    answer = await device.triton(lambda client: client.infer(str(MODEL), [row], priority=1, timeout=5_000_000))
+    assert answer.as_numpy("y").tolist() == [[2.0] * 4]
+
+
+async def test_a_caller_who_leaves_takes_the_waiting_request_along(device: Device) -> None:
+    arrived = device.bench.engine.arrived
+    device.bench.engine.open.clear()
+    first = asyncio.create_task(device.bench.ask())
+    await eventually(lambda: device.bench.engine.arrived > arrived, "the one worker is busy")
+    with pytest.raises(TimeoutError):
+        await device.infer({"inputs": [ONE_ROW]}, timeout=aiohttp.ClientTimeout(total=0.1))
+    for _ in range(100):  # the only place in the queue is free again once the server has noticed
+        second = asyncio.create_task(device.bench.ask())
+        await asyncio.sleep(0.1)
+        if not second.done():
+            break
+        assert isinstance(second.exception(), Overloaded)
+    device.bench.engine.open.set()
+    assert await second == (1.0, "1")
+    await first
+    assert device.bench.engine.arrived == arrived + 2
+
+
+async def test_a_unix_socket_answers_beside_the_port_and_leaves_nothing(device: Device, tmp_path: Path) -> None:
+    path = tmp_path / "inference.sock"
+    for _ in range(2):
+        listener = await listen(inference_app(device.bench.server), "127.0.0.1", 0, path)
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as http,
+            http.get("http://device/v2/health/live") as response,
+        ):
+            assert await response.json() == {"live": True}
+        assert path.stat().st_mode & 0o777 == 0o660
+        await listener.close()
+        assert not path.exists()
+    left_behind = socket.socket(socket.AF_UNIX)
+    left_behind.bind(str(path))
+    left_behind.close()
+    await (await listen(inference_app(device.bench.server), "127.0.0.1", 0, path)).close()
+    path.write_text("no socket")
+    with pytest.raises(Unavailable, match="choose another path"):
+        await listen(inference_app(device.bench.server), "127.0.0.1", 0, path)
+    assert path.read_text() == "no socket"
 
 
 async def test_bodies_that_are_in_memory_at_one_time_are_bounded_together(device: Device) -> None:
@@ -358,10 +426,10 @@ async def test_a_list_of_codings_is_not_a_wish_for_compression_and_one_coding_is
 
 async def test_status_is_what_the_agent_says_and_absent_without_one(device: Device) -> None:
     assert await device.call("GET", "/status") == (200, {"generation": 7})
-    runner, url = await serve(inference_app(device.bench.server), "127.0.0.1", 0)
-    async with device.http.get(f"{url}/status") as response:
+    listener = await listen(inference_app(device.bench.server), "127.0.0.1", 0)
+    async with device.http.get(f"{listener.url}/status") as response:
         assert response.status == 404
-    await runner.cleanup()
+    await listener.close()
 
 
 async def test_a_stopping_server_says_that_it_is_not_ready(device: Device) -> None:
@@ -373,7 +441,7 @@ async def test_a_stopping_server_says_that_it_is_not_ready(device: Device) -> No
 async def test_a_port_that_is_taken_is_a_clear_error(device: Device) -> None:
     port = int(device.url.rpartition(":")[2])
     with pytest.raises(Unavailable, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*choose another port"):
-        await serve(web.Application(), "127.0.0.1", port)
+        await listen(Application(), "127.0.0.1", port)
 
 
 async def test_a_later_release_is_served_to_the_same_connection(device: Device) -> None:
@@ -386,7 +454,7 @@ async def test_a_later_release_is_served_to_the_same_connection(device: Device) 
 async def test_every_route_is_in_the_reference(device: Device) -> None:
     page = (ROOT / "docs/reference/inference-api.md").read_text()
     application = inference_app(device.bench.server, dict)
-    paths = {resource.canonical for resource in application.router.resources()}
+    paths = set(application.paths)
     documented = {path for path in paths if f" {path}`" in page or f"`{path}`" in page}
     versioned = {path for path in paths if "/versions/{version}" in path}
     loads = {path for path in paths if path.startswith("/v2/repository/models/")}

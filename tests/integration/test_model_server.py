@@ -16,7 +16,8 @@ from common.ids import ModelName, Version
 from edge_agent.inference.engine import EngineFailure
 from edge_agent.inference.health import Health, Verdict, judge
 from edge_agent.inference.ort import OrtEngine
-from edge_agent.inference.serving import ModelServer, Overloaded
+from edge_agent.inference.requests import Overloaded
+from edge_agent.inference.serving import ModelServer
 from edge_agent.inference.trial import ModelRejected
 from edge_agent.telemetry.recorder import Recorder
 from tests.conftest import eventually
@@ -184,8 +185,10 @@ async def test_a_full_queue_refuses_at_once_and_recovers(bench: Bench) -> None:
     await bench.add(1)
     arrived = bench.engine.arrived
     bench.engine.open.clear()
-    accepted = [asyncio.create_task(bench.ask()) for _ in range(4)]  # two workers, two places in the queue
+    accepted = [asyncio.create_task(bench.ask()) for _ in range(2)]
     await eventually(lambda: bench.engine.arrived == arrived + 2, "both workers are busy")
+    accepted += [asyncio.create_task(bench.ask()) for _ in range(2)]  # two places in the queue
+    await asyncio.sleep(0)
     with pytest.raises(Overloaded, match="try again"):
         await bench.ask()
     bench.engine.open.set()

@@ -1,0 +1,154 @@
+"""The threads that run requests: one for each core, fed from one bounded queue; and callers who run their own.
+
+A caller's own thread may take a free core (`try_run`) when nothing waits: then nobody hands anything over. All others
+wait in `Waiting` and are taken in batches. What a batch is, and what is done with it, is the owner's (`Owner`); nothing
+here knows about models.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
+
+from common.clock import Clock
+from edge_agent.inference.scheduling import Taken, Ticket, Waiting, WaitingFull, WaitingLimits
+
+OVERSEE_S: Final = 1.0
+"""Between two looks at what has run for too long."""
+
+
+class Owner(Protocol):
+    """Whose tickets these are; called on the dispatcher's threads, `rows_for` under its lock."""
+
+    def rows_for(self, first: Ticket, waiting: int) -> int:
+        """How many of `waiting` rows like those of `first` to run together."""
+        ...
+
+    def run(self, batch: Sequence[Ticket]) -> None:
+        """Run and answer; must not raise."""
+        ...
+
+    def stop(self, thread: int, batch: Sequence[Ticket]) -> None:
+        """`thread` has run `batch` for too long: let it end. Called under the dispatcher's lock, perhaps repeatedly."""
+        ...
+
+    def refuse(self, ticket: Ticket, *, late: bool) -> None:
+        """Tell that `ticket` will not run: its deadline has passed, or there is no room."""
+        ...
+
+
+class _Running(NamedTuple):
+    """What a thread runs, and since when (monotonic seconds)."""
+
+    batch: Sequence[Ticket]
+    since: float
+
+
+class Dispatcher:
+    """`cores` requests or batches at one time, none of them for more than about `run_s_max` seconds.
+
+    The methods may be called from any thread.
+    """
+
+    def __init__(self, cores: int, limits: WaitingLimits, run_s_max: float, owner: Owner, clock: Clock) -> None:
+        self._owner = owner
+        self._clock = clock
+        self._run_s_max = run_s_max
+        self._running: dict[int, _Running] = {}
+        self._ended = threading.Event()
+        self._changed = threading.Condition()
+        self._waiting = Waiting(limits)
+        self._cores = cores
+        self._free = cores
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"inference-{number}", daemon=True) for number in range(cores)
+        ]
+        self._threads.append(threading.Thread(target=self._oversee, name="inference-overseer", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._waiting)
+
+    def try_run(self, ticket: Ticket) -> bool:
+        """Run `ticket` on the calling thread, if a core is free and nobody waits; whether it was."""
+        with self._changed:
+            if self._free == 0 or len(self._waiting) or self._closed:
+                return False
+            self._begin([ticket])
+        try:
+            self._owner.run([ticket])
+        finally:
+            self._end()
+        return True
+
+    def submit(self, tickets: Sequence[Ticket]) -> None:
+        """Let `tickets` wait for a core; those for which there is no room are refused, or less urgent ones are."""
+        refused: list[Ticket] = []
+        with self._changed:
+            for ticket in tickets:
+                try:
+                    refused += self._waiting.add(ticket, self._free)
+                except WaitingFull:
+                    refused.append(ticket)
+            self._changed.notify(min(self._free, len(self._waiting)))
+        for ticket in refused:
+            self._owner.refuse(ticket, late=False)
+
+    def cancel(self, ticket: Ticket) -> bool:
+        """Nobody waits for `ticket` any more: whether it will not run because of that."""
+        with self._changed:
+            return self._waiting.remove(ticket)
+
+    def close(self) -> None:
+        """Run what waits, then end the threads. Returns at once."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._ended.set()
+
+    def _work(self) -> None:
+        while (taken := self._next()) is not None:
+            for ticket in taken.late:
+                self._owner.refuse(ticket, late=True)
+            try:
+                if taken.batch:
+                    self._owner.run(taken.batch)
+            finally:
+                self._end()
+
+    def _next(self) -> Taken | None:
+        """What to do next, with a core for it; None when there is nothing more to do."""
+        with self._changed:
+            while not (len(self._waiting) and self._free):
+                if self._closed and not len(self._waiting):
+                    return None
+                self._changed.wait()
+            free = self._free
+            taken = self._waiting.take(
+                self._clock.monotonic(), lambda first, rows: self._owner.rows_for(first, -(-rows // free))
+            )
+            self._begin(taken.batch)
+            return taken
+
+    def _begin(self, batch: Sequence[Ticket]) -> None:
+        self._free -= 1
+        self._running[threading.get_ident()] = _Running(batch, self._clock.monotonic())
+
+    def _end(self) -> None:
+        with self._changed:
+            del self._running[threading.get_ident()]
+            self._free += 1
+            if len(self._waiting):
+                self._changed.notify()
+
+    def _oversee(self) -> None:
+        """A model may loop for ever on one input; a core that it holds would be lost."""
+        while not self._ended.wait(OVERSEE_S):
+            with self._changed:
+                latest = self._clock.monotonic() - self._run_s_max
+                for thread, running in self._running.items():
+                    if running.since <= latest:
+                        self._owner.stop(thread, running.batch)

@@ -1,0 +1,226 @@
+"""How requests come in and their answers go out: at once where a core is free, else through the queue, in batches.
+
+What arrives in one turn of the event loop goes to the dispatcher's threads together, so that callers who compete form
+batches. No request runs on the loop itself, however short it has been so far: a model that hangs on one input would
+take the whole agent with it. A caller with a thread of its own runs its request there when a core is free, and saves
+the way to another thread and back.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import NamedTuple
+
+from common.clock import Clock
+from common.errors import DeadlineExceeded, Unavailable
+from common.ids import ModelName, Version
+from edge_agent.inference.answering import Answer, Answering
+from edge_agent.inference.dispatch import Dispatcher
+from edge_agent.inference.engine import EngineFailure
+from edge_agent.inference.placement import Placements
+from edge_agent.inference.requests import Inference, Overloaded, Request
+from edge_agent.inference.scheduling import PRIORITY_DEFAULT, Ticket, WaitingLimits
+from edge_agent.inference.tensors import Array, check_feeds, check_outputs
+
+logger = logging.getLogger(__name__)
+
+
+class Terms(NamedTuple):
+    """How urgent a request is: `priority` 1 (first) to 9, and within which time it must be started."""
+
+    priority: int = PRIORITY_DEFAULT
+    timeout_s: float | None = None
+
+
+class FlowLimits(NamedTuple):
+    """What may wait, and how long the engine may take for one request or batch before it is stopped."""
+
+    waiting: WaitingLimits = WaitingLimits()
+    run_s_max: float = 60.0
+
+
+class RequestFlow:
+    """Takes requests to `placements` through `answering` and back, `cores` at one time."""
+
+    def __init__(
+        self, placements: Placements, answering: Answering, clock: Clock, cores: int, limits: FlowLimits
+    ) -> None:
+        self._placements = placements
+        self._answering = answering
+        self._clock = clock
+        self._dispatcher = Dispatcher(cores, limits.waiting, limits.run_s_max, self, clock)
+        self._arrived: list[Ticket] = []
+        self._loop_thread = 0
+        self.closed = False
+
+    def refuse_new(self) -> None:
+        """From now on `Unavailable`."""
+        self.closed = True
+
+    def close(self) -> None:
+        """Answer what was accepted and end the threads. Returns at once."""
+        self._dispatcher.close()
+
+    async def infer(
+        self,
+        model: ModelName,
+        version: Version | None,
+        feeds: Mapping[str, Array],
+        outputs: Sequence[str] | None,
+        terms: Terms,
+    ) -> Inference:
+        """See `ModelServer.infer`."""
+        loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        future: asyncio.Future[Inference] = loop.create_future()
+        request = self._request(model, version, feeds, outputs, future)
+        ticket = _ticket(request, terms)
+        self._arrived.append(ticket)
+        if len(self._arrived) == 1:
+            loop.call_soon(self._flush)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if self._dispatcher.cancel(ticket):
+                request.chosen.unpin()
+            raise
+
+    def infer_here(
+        self,
+        model: ModelName,
+        version: Version | None,
+        feeds: Mapping[str, Array],
+        outputs: Sequence[str] | None,
+        terms: Terms,
+    ) -> Inference:
+        """See `ModelServer.infer_here`."""
+        future: Future[Inference] = Future()
+        request = self._request(model, version, feeds, outputs, future)
+        ticket = _ticket(request, terms)
+        if not self._dispatcher.try_run(ticket):
+            self._dispatcher.submit([ticket])
+        return future.result()
+
+    def submit(
+        self,
+        model: ModelName,
+        version: Version | None,
+        feeds: Mapping[str, Array],
+        outputs: Sequence[str] | None,
+        terms: Terms,
+    ) -> "Future[Inference]":
+        """See `ModelServer.submit`."""
+        future: Future[Inference] = Future()
+        request = self._request(model, version, feeds, outputs, future)
+        ticket = _ticket(request, terms)
+
+        def ended(_: object) -> None:
+            if future.cancelled() and self._dispatcher.cancel(ticket):
+                request.chosen.unpin()
+
+        future.add_done_callback(ended)
+        self._dispatcher.submit([ticket])
+        return future
+
+    def rows_for(self, first: Ticket, waiting: int) -> int:
+        """See `Owner.rows_for`."""
+        request: Request = first.work
+        return request.chosen.first.batching.next_rows(request.shape, waiting, first.size // max(1, first.rows))
+
+    def run(self, batch: Sequence[Ticket]) -> None:
+        """See `Owner.run`."""
+        requests: list[Request] = [ticket.work for ticket in batch]
+        try:
+            self._run(requests)
+        except Exception:
+            logger.exception("a batch failed outside the engine")
+            failure = EngineFailure("internal error; the agent's log has the details")
+            self._deliver([Answer(request, failure) for request in requests])
+        finally:
+            for request in requests:
+                request.chosen.unpin()
+
+    def stop(self, thread: int, batch: Sequence[Ticket]) -> None:
+        """See `Owner.stop`."""
+        for ticket in batch:
+            first, second = ticket.work.chosen
+            first.stop(thread)
+            if second:
+                second.stop(thread)
+
+    def refuse(self, ticket: Ticket, *, late: bool) -> None:
+        """See `Owner.refuse`."""
+        request: Request = ticket.work
+        request.chosen.unpin()
+        self._deliver([Answer(request, _too_late() if late else _no_room())])
+
+    def _run(self, requests: Sequence[Request]) -> None:
+        batching = requests[0].chosen.first.batching
+        answers = self._answering.together(requests) if len(requests) > 1 and batching.proven else None
+        if answers is None:
+            answers = [self._answering.alone(request) for request in requests]
+        self._deliver(answers)
+        if len(requests) > 1 and not batching.proven:
+            self._answering.try_together(requests, answers)
+
+    def _request(
+        self,
+        model: ModelName,
+        version: Version | None,
+        feeds: Mapping[str, Array],
+        outputs: Sequence[str] | None,
+        future: "asyncio.Future[Inference] | Future[Inference]",
+    ) -> Request:
+        """A request that may run; whoever called sees to its end."""
+        if self.closed:
+            raise Unavailable("the inference server is stopping")
+        admitted_at = self._clock.monotonic()
+        chosen = self._placements.pin(model, version)
+        try:
+            check_feeds(chosen.first.inputs, feeds)
+            if outputs is None:
+                outputs = chosen.first.output_names
+            else:
+                check_outputs(chosen.first.outputs, outputs)
+            return Request(chosen, feeds, outputs, admitted_at, future)
+        except BaseException:
+            chosen.unpin()
+            raise
+
+    def _flush(self) -> None:
+        """Start what has arrived in this turn of the loop."""
+        arrived, self._arrived = self._arrived, []
+        self._dispatcher.submit(arrived)
+
+    def _deliver(self, answers: Sequence[Answer]) -> None:
+        """Hand outcomes to their callers, those on the loop all at once."""
+        loop = None
+        for answer in answers:
+            future = answer.request.future
+            if isinstance(future, asyncio.Future) and threading.get_ident() != self._loop_thread:
+                loop = future.get_loop()
+            else:
+                answer.request.settle(answer.outcome)
+        if loop is not None:
+            loop.call_soon_threadsafe(_settle, [a for a in answers if isinstance(a.request.future, asyncio.Future)])
+
+
+def _ticket(request: Request, terms: Terms) -> Ticket:
+    deadline = None if terms.timeout_s is None else request.admitted_at + terms.timeout_s
+    rows, size = request.rows or 1, request.size
+    return Ticket(request, key=request.key, rows=rows, size=size, priority=terms.priority, deadline=deadline)
+
+
+def _settle(answers: Sequence[Answer]) -> None:
+    for request, outcome in answers:
+        request.settle(outcome)
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("the request waited until its time was up", fix="allow more time, or send less")
+
+
+def _no_room() -> Overloaded:
+    return Overloaded("all cores are busy and the queue is full", fix="try again a little later")

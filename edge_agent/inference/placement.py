@@ -1,0 +1,66 @@
+"""Who answers for which model. A placement is replaced as a whole and never changed, so any thread may read it."""
+
+from typing import NamedTuple
+
+from common.errors import NotFound
+from common.ids import ModelName, Version
+from edge_agent.inference.loaded import Loaded
+
+
+class Placement(NamedTuple):
+    """The release that answers, and in probation the one before it, which stands by."""
+
+    current: Loaded
+    fallback: Loaded | None
+    probation: bool
+
+    @property
+    def stand_in(self) -> Loaded | None:
+        """The fallback, if it can answer the same requests."""
+        return self.fallback if self.fallback and self.fallback.interface == self.current.interface else None
+
+
+class Chosen(NamedTuple):
+    """Who answers a request, and who does if the first fails on it. Both are pinned."""
+
+    first: Loaded
+    second: Loaded | None
+
+    def unpin(self) -> None:
+        """The request is done."""
+        self.first.unpin()
+        if self.second:
+            self.second.unpin()
+
+
+class Placements(dict[ModelName, Placement]):
+    """The placement of each model that is served."""
+
+    def of(self, model: ModelName) -> Placement:
+        """The model's placement, or `NotFound`."""
+        placement = self.get(model)
+        if placement is None:
+            served = ", ".join(sorted(self)) or "none yet"
+            raise NotFound(f"model {model!r} is not served here", field="model", fix=f"models here: {served}")
+        return placement
+
+    def choose(self, model: ModelName, version: Version | None) -> tuple[Loaded, Loaded | None]:
+        """Who would answer, and who would stand in; `NotFound`."""
+        placement = self.of(model)
+        if version is None:
+            return placement.current, placement.stand_in
+        for loaded in (placement.current, placement.fallback):
+            if loaded and loaded.version == version:
+                return loaded, None
+        running = f"leave the version out, or ask for {placement.current.version}"
+        raise NotFound(f"version {version!r} of {model} is not served here", field="version", fix=running)
+
+    def pin(self, model: ModelName, version: Version | None) -> Chosen:
+        """Who answers now, kept open for one request; `NotFound`."""
+        while True:
+            first, second = self.choose(model, version)
+            if not first.pin():
+                continue  # it was replaced between the look and the pin: look again
+            if second and not second.pin():
+                second = None
+            return Chosen(first, second)

@@ -1,0 +1,73 @@
+"""One request on its way through the server: what is asked, who answers, and where the answer goes."""
+
+import asyncio
+import contextlib
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError
+from typing import NamedTuple
+
+from common.errors import FerryError, Unavailable
+from common.ids import Version
+from edge_agent.inference.placement import Chosen
+from edge_agent.inference.tensors import Array
+
+Deadline = float | None
+"""Monotonic seconds, or None."""
+
+
+class Overloaded(Unavailable):
+    """Every core is busy and the queue is full; the request was not started."""
+
+    code = "overloaded"
+
+
+class Inference(NamedTuple):
+    """An answer, and the release that gave it."""
+
+    outputs: dict[str, Array]
+    version: Version
+
+
+class Request:
+    """A request that was admitted at `admitted_at` (monotonic seconds); `chosen` is pinned until it is done."""
+
+    __slots__ = ("admitted_at", "chosen", "feeds", "future", "outputs", "rows", "shape")
+
+    def __init__(
+        self,
+        chosen: Chosen,
+        feeds: Mapping[str, Array],
+        outputs: Sequence[str],
+        admitted_at: float,
+        future: "asyncio.Future[Inference] | Future[Inference]",
+    ) -> None:
+        self.chosen = chosen
+        self.feeds = feeds
+        self.outputs = outputs
+        self.admitted_at = admitted_at
+        self.future = future
+        batching = chosen.first.batching
+        self.shape: Hashable = batching.shape_of(feeds)
+        self.rows = batching.rows_of(feeds)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its inputs."""
+        return sum(array.nbytes for array in self.feeds.values())
+
+    @property
+    def key(self) -> Hashable | None:
+        """What it has in common with requests that it may run with."""
+        if self.rows is None:
+            return None
+        return id(self.chosen.first), id(self.chosen.second), self.shape, tuple(self.outputs)
+
+    def settle(self, outcome: Inference | FerryError) -> None:
+        """Hand the outcome to the caller, on the thread that its future belongs to."""
+        if self.future.done():
+            return  # the caller has given up
+        with contextlib.suppress(InvalidStateError):  # or does so now, on another thread
+            if isinstance(outcome, Inference):
+                self.future.set_result(outcome)
+            else:
+                self.future.set_exception(outcome)

@@ -1,0 +1,34 @@
+"""Which request runs next, and with which others: pure decisions for the threads of `edge_agent.inference.dispatch`.
+
+`Waiting` holds what could not run at once, `CostCurve` knows what a batch costs on this device, and `rows` puts
+requests together and takes answers apart.
+"""
+
+from edge_agent.inference.scheduling.curve import ROWS_MAX, CostCurve
+from edge_agent.inference.scheduling.rows import agree, has_rows, join, row_count, split
+from edge_agent.inference.scheduling.waiting import (
+    PRIORITY_DEFAULT,
+    PRIORITY_MAX,
+    Taken,
+    Ticket,
+    Waiting,
+    WaitingFull,
+    WaitingLimits,
+)
+
+__all__ = [
+    "PRIORITY_DEFAULT",
+    "PRIORITY_MAX",
+    "ROWS_MAX",
+    "CostCurve",
+    "Taken",
+    "Ticket",
+    "Waiting",
+    "WaitingFull",
+    "WaitingLimits",
+    "agree",
+    "has_rows",
+    "join",
+    "row_count",
+    "split",
+]

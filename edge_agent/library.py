@@ -1,0 +1,152 @@
+"""The agent inside an application: the same updates and the same engine, without HTTP in between.
+
+`Device` runs a joined device's agent on a thread of its own and answers requests in the caller's process. `infer` runs
+on the caller's thread when a core is free; `infer_async` is for coroutines on any loop. The inference API listens as
+well, for other programs. One program at a time uses a data folder, so a device has either `ferry-agent run` or this.
+
+    with Device() as device:
+        answer = device.infer("magika", {"bytes": rows})
+        print(answer.version, answer.outputs["target_label"])
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import uvloop
+
+from common.errors import Conflict
+from common.ids import ModelName, Version
+from edge_agent.app import Agent
+from edge_agent.config import AgentSettings, load_settings
+from edge_agent.identity import load_identity
+from edge_agent.inference.requests import Inference
+from edge_agent.inference.serving import ModelServer, Served
+from edge_agent.inference.tensors import Array
+from edge_agent.running import sole_user
+
+
+class Device:
+    """The agent of the device whose files are in `data`, joined with `ferry-agent join`.
+
+    `settings` are those of docs/reference/agent.md, as strings; environment and file count as for `ferry-agent run`.
+    All methods may be called from any thread, between `start` and `close`.
+    """
+
+    def __init__(self, data: Path | str | None = None, **settings: str) -> None:
+        flags = {**settings, "data": None if data is None else str(data)}
+        self._settings: AgentSettings = load_settings(flags, os.environ)
+        self._agent: Agent | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop = asyncio.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Serve what is installed and connect. Raises what keeps the agent from starting: `NotFound` for a device that
+        has not joined, `Conflict` when another program uses the folder, `Unavailable` when a port is taken.
+        """
+        if self._thread:
+            raise Conflict("this device runs already", fix="close it first")
+        started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="ferry-agent", daemon=True)
+        self._thread.start()
+        try:
+            started.result()
+        except BaseException:
+            self._thread.join()
+            self._thread = None
+            raise
+
+    def close(self) -> None:
+        """Answer what is under way, then stop. Nothing to do when it does not run."""
+        if self._thread and self._loop:
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+        self._thread = self._loop = self._agent = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str] | None = None,
+        *,
+        version: str | None = None,
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> Inference:
+        """The answer to `inputs` (name to array of the declared type and shape), with the version that gave it.
+
+        `outputs` picks some by name; `priority` is 1 (first) to 9, 0 the default; a request that could not be started
+        within `timeout_s` never is. Raises `NotFound`, `InvalidInput`, `Overloaded`, `DeadlineExceeded` and
+        `EngineFailure`, as `ModelServer.infer` does.
+        """
+        named = ModelName(model), Version(version) if version else None
+        return self._server().infer_here(*named, inputs, outputs, priority=priority, timeout_s=timeout_s)
+
+    async def infer_async(
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str] | None = None,
+        *,
+        version: str | None = None,
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> Inference:
+        """`infer` for coroutines, on any event loop. Cancelling it takes a request that waits along."""
+        named = ModelName(model), Version(version) if version else None
+        future = self._server().submit(*named, inputs, outputs, priority=priority, timeout_s=timeout_s)
+        return await asyncio.wrap_future(future)
+
+    def models(self) -> tuple[Served, ...]:
+        """Every release that can answer, by model name, the current one first."""
+        return self._server().models()
+
+    def status(self) -> dict[str, Any]:
+        """What `GET /status` tells."""
+        return self._running().status()
+
+    @property
+    def inference_url(self) -> str:
+        """Where the inference API listens for other programs."""
+        return self._running().inference_url
+
+    def _running(self) -> Agent:
+        if self._agent is None:
+            raise Conflict("this device does not run", fix="call start(), or use it in a with block")
+        return self._agent
+
+    def _server(self) -> ModelServer:
+        return self._running().server
+
+    def _run(self, started: "Future[None]") -> None:
+        try:
+            identity = load_identity(self._settings.data)
+            with sole_user(self._settings.data):
+                uvloop.run(self._serve(Agent(self._settings, identity), started))
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)
+
+    async def _serve(self, agent: Agent, started: "Future[None]") -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        await agent.start()
+        self._agent = agent
+        started.set_result(None)
+        try:
+            await self._stop.wait()
+        finally:
+            await agent.stop()
