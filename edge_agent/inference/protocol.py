@@ -17,9 +17,9 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Meta
 
+from common.artifact.tensors import DTYPES, datatype_of
 from common.errors import FerryError, InvalidInput
 from edge_agent.inference.engine import Array
-from edge_agent.inference.tensors import DTYPES, datatype_of
 
 TENSORS_MAX = 256
 AXES_MAX = 32

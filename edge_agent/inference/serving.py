@@ -27,6 +27,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from common.artifact import TensorSpec
+from common.artifact.tensors import check_feeds
 from common.clock import Clock
 from common.errors import Conflict, NotFound, Unavailable
 from common.ids import ModelName, Version
@@ -34,7 +35,7 @@ from edge_agent.inference.engine import Array, Engine, EngineFailure, Session
 from edge_agent.inference.health import Health
 from edge_agent.inference.loaded import Loaded, Statistics
 from edge_agent.inference.niced import run_niced
-from edge_agent.inference.tensors import check_feeds, check_outputs
+from edge_agent.inference.tensors import check_outputs
 from edge_agent.inference.trial import Attempt, ModelRejected, attempt, check, probe
 
 QUEUE_REQUESTS_MAX = 64
