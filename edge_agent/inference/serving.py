@@ -2,7 +2,8 @@
 
 A release goes prepare -> switch -> commit, or back:
 
-- `prepare` loads and warms it beside the running one, on a throw-away thread of the lowest priority.
+- `prepare` loads and warms it beside the running one, on a throw-away thread of the lowest priority, and lets it
+  answer the samples of its self-test, if it carries one.
 - `switch` replaces one reference. The previous release stays in memory as the fallback: a request for which the new
   release raises or gives a NaN or an infinity is answered by the previous one, and counted against the new one. When
   the previous release fails on the same request too, the input is to blame and nobody is judged by it.
@@ -35,6 +36,7 @@ from edge_agent.inference.engine import Array, Engine, EngineFailure, Session
 from edge_agent.inference.health import Health
 from edge_agent.inference.loaded import Loaded, Statistics
 from edge_agent.inference.niced import run_niced
+from edge_agent.inference.selftest import SamplesFile, Tested, run_self_test
 from edge_agent.inference.tensors import check_outputs
 from edge_agent.inference.trial import Attempt, ModelRejected, attempt, check, probe
 
@@ -64,11 +66,12 @@ class Inference(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A release that is loaded, checked and warm, and does not serve yet."""
+    """A release that is loaded, checked and warm, and does not serve yet. `tested` is how its self-test went."""
 
     model: ModelName
     version: Version
     loaded: Loaded
+    tested: Tested | None = None
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -176,28 +179,32 @@ class ModelServer:
         path: Path,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
+        *,
+        samples: SamplesFile | None = None,
     ) -> Candidate:
-        """Load the model file at `path`, check it against the manifest's `inputs` and `outputs`, and warm it up.
+        """Load the model file at `path`, check it against the manifest's `inputs` and `outputs`, warm it up, and let it
+        answer its `samples`.
 
-        One load at a time, at the lowest priority. Raises `ModelRejected` when the release is at fault; `NotFound` (no
-        file) and `Unavailable` (no memory) say nothing about it.
+        One load at a time, at the lowest priority. Raises `ModelRejected` (`SelfTestFailed` for wrong answers) when the
+        release is at fault; `NotFound` (no file) and `Unavailable` (no memory) say nothing about it.
         """
 
-        def load() -> Session:
+        def load() -> tuple[Session, Tested | None]:
             session = self._engine.load(path)
             try:
                 check(session, inputs, outputs)
+                tested = run_self_test(session, samples, inputs, outputs, self._clock.monotonic) if samples else None
             except BaseException:
                 session.close()
                 raise
-            return session
+            return session, tested
 
         async with self._loading:
             try:
-                session = await run_niced(load, f"load-{model}@{version}")
+                session, tested = await run_niced(load, f"load-{model}@{version}")
             except EngineFailure as error:
                 raise ModelRejected(error.message) from error
-        return Candidate(model, version, Loaded(model, version, session, inputs, outputs))
+        return Candidate(model, version, Loaded(model, version, session, inputs, outputs), tested)
 
     def switch(self, candidate: Candidate) -> None:
         """Let the candidate answer from the next request on; what ran before becomes its fallback.

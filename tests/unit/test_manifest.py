@@ -11,7 +11,7 @@ from common.artifact import (
     digest_of,
     encode_manifest,
 )
-from common.artifact.selftest import Close, Exact, SelfTest, Top1
+from common.artifact.selftest import Close, Exact, Rule, SelfTest, Top1
 from common.errors import IntegrityFailure
 from common.ids import ModelName, Version
 
@@ -20,7 +20,7 @@ DATA = ArtifactRef(digest_of(b"weights"), 7)
 INPUTS, OUTPUTS = (TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1,)),)
 VARIANT = Variant({"model.onnx": FILE, "model.onnx.data": DATA}, "model.onnx", INPUTS, OUTPUTS)
 
-RULES = {"y": Close(rtol=0.001, atol=0.5), "label": Exact(), "scores": Top1()}
+RULES: dict[str, Rule] = {"y": Close(rtol=0.001, atol=0.5), "label": Exact(), "scores": Top1()}
 SELF_TEST = SelfTest(samples="selftest.safetensors", count=3, rules=RULES, latency_max_s=0.2)
 TESTED = Variant({**VARIANT.files, "selftest.safetensors": DATA}, "model.onnx", INPUTS, OUTPUTS, SELF_TEST)
 
