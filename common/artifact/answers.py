@@ -56,6 +56,8 @@ def check_samples(
     samples: tuple[Sample, ...], test: SelfTest, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
 ) -> None:
     """Raise `InvalidInput` unless the samples are as many as `test` says, fit the model's tensors and its rules."""
+    if not samples:
+        raise InvalidInput("there are none", field="samples", fix="give at least one")
     if len(samples) != test.count:
         raise InvalidInput(f"{len(samples)} samples, {test.count} were announced", field="samples")
     specs = {spec.name: spec for spec in outputs}

@@ -42,6 +42,12 @@ def nan_unless_zero(path: Path) -> Path:
     return _save(path, nodes, [])
 
 
+def noisy(path: Path) -> Path:
+    """y = x + a random number, another one in every run."""
+    nodes = [helper.make_node("RandomNormalLike", ["x"], ["noise"]), helper.make_node("Add", ["x", "noise"], ["y"])]
+    return _save(path, nodes, [])
+
+
 def always_nan(path: Path) -> Path:
     """y = x / 0 for x = 0."""
     zero = numpy_helper.from_array(np.zeros(1, np.float32), "zero")
