@@ -17,15 +17,8 @@ from common.artifact.selftest import Close, Exact, Rule, SelfTest, Top1
 from common.artifact.tensors import Array, accepts, check_feeds, datatype_of, describe, in_words
 from common.errors import InvalidInput
 
-CLOSE_OF_TYPE = {"FP16": Close(rtol=1e-2, atol=1e-2), "FP32": Close(rtol=1e-3, atol=1e-3), "FP64": Close(1e-3, 1e-3)}
-"""What is near enough where the publisher does not say."""
 TEXT_CHARS_MAX = 40
 """Of a string that is quoted in a difference."""
-
-
-def usual_rule(datatype: str) -> Rule:
-    """The rule for an output of which the publisher says nothing: floats may differ a little, all else is exact."""
-    return CLOSE_OF_TYPE.get(datatype, Exact())
 
 
 def differs(rule: Rule, expected: Array, found: Array) -> str | None:
