@@ -1,9 +1,8 @@
 """A release's self-test on this device: its samples through the loaded session, before anybody else may ask it.
 
-The answers are compared on every run; one that breaks its rule is the end of the release here (`SelfTestFailed`). Time
-is only measured: the best of up to `LATENCY_RUNS` runs of a sample is what the release needs, the rest is what else
-the device did meanwhile, so runs stop at the first that keeps the bound. What a slow release means is for others to
-say.
+An answer that breaks its rule is the end of the release here (`SelfTestFailed`). Time is only measured, if the release
+names a bound: the best of up to `LATENCY_RUNS` runs of a sample is what the release needs, the rest is what else the
+device did meanwhile, so runs stop at the first that keeps the bound. What a slow release means is for others to say.
 """
 
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from common.artifact.answers import check_samples, first_difference
 from common.artifact.samples import SAMPLES_BYTES_MAX, Sample, decode_samples
 from common.artifact.selftest import SelfTest
 from common.errors import IntegrityFailure, InvalidInput, NotFound
-from edge_agent.inference.engine import EngineFailure, Session
+from edge_agent.inference.engine import Array, EngineFailure, Session
 from edge_agent.inference.trial import ModelRejected
 
 LATENCY_RUNS = 5
@@ -36,17 +35,19 @@ class SamplesFile(NamedTuple):
 
 
 class Tested(NamedTuple):
-    """A self-test whose answers were right. `latency_s` is the best time of the slowest sample, which has `name`."""
+    """A self-test whose answers were right. `latency_s` is the best time of the slowest sample, which has `name`; None
+    when the release names no bound.
+    """
 
     samples: int
-    name: str
-    latency_s: float
-    latency_max_s: float | None
+    name: str = ""
+    latency_s: float | None = None
+    latency_max_s: float | None = None
 
     @property
     def slowness(self) -> str:
         """In words by how much the bound was missed; empty when it was kept or there is none."""
-        if self.latency_max_s is None or self.latency_s <= self.latency_max_s:
+        if self.latency_s is None or self.latency_max_s is None or self.latency_s <= self.latency_max_s:
             return ""
         return (
             f"sample {self.name!r} took {self.latency_s:.3g} s at best of {LATENCY_RUNS} runs, "
@@ -54,21 +55,27 @@ class Tested(NamedTuple):
         )
 
 
-def run_self_test(
-    session: Session,
-    file: SamplesFile,
-    inputs: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
-    elapsed: Callable[[], float],
-) -> Tested:
-    """Run every sample; `elapsed` reads a steady clock, in seconds.
+def check_answers(
+    session: Session, file: SamplesFile, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+) -> tuple[Sample, ...]:
+    """Run every sample once and compare; the samples, for `measure`.
 
     Raises `SelfTestFailed`, `NotFound` (there is no such file) and `Unavailable` (no memory; it says nothing).
     """
     samples = _read(file, inputs, outputs)
-    times = {sample.name: _best_time(session, sample, file.terms, elapsed) for sample in samples}
+    for sample in samples:
+        if difference := first_difference(file.terms.rules, sample, _answers(session, sample, file.terms)):
+            raise SelfTestFailed(difference)
+    return samples
+
+
+def measure(session: Session, samples: tuple[Sample, ...], terms: SelfTest, elapsed: Callable[[], float]) -> Tested:
+    """How long the samples take, if there is a bound; `elapsed` reads a steady clock, in seconds."""
+    if terms.latency_max_s is None:
+        return Tested(len(samples))
+    times = {sample.name: _best_time(session, sample, terms, elapsed) for sample in samples}
     slowest = max(times, key=times.__getitem__)
-    return Tested(len(samples), slowest, times[slowest], file.terms.latency_max_s)
+    return Tested(len(samples), slowest, times[slowest], terms.latency_max_s)
 
 
 def _read(file: SamplesFile, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> tuple[Sample, ...]:
@@ -88,13 +95,15 @@ def _best_time(session: Session, sample: Sample, terms: SelfTest, elapsed: Calla
     best = float("inf")
     for _ in range(LATENCY_RUNS):
         started_at = elapsed()
-        try:
-            found = session.run(sample.inputs, list(terms.rules))
-        except EngineFailure as error:
-            raise SelfTestFailed(f"sample {sample.name!r}: {error.message}") from error
+        _answers(session, sample, terms)
         best = min(best, elapsed() - started_at)
-        if difference := first_difference(terms.rules, sample, found):
-            raise SelfTestFailed(difference)
-        if terms.latency_max_s is None or best <= terms.latency_max_s:
+        if terms.latency_max_s is not None and best <= terms.latency_max_s:
             break
     return best
+
+
+def _answers(session: Session, sample: Sample, terms: SelfTest) -> dict[str, Array]:
+    try:
+        return session.run(sample.inputs, list(terms.rules))
+    except EngineFailure as error:
+        raise SelfTestFailed(f"sample {sample.name!r}: {error.message}") from error

@@ -18,9 +18,10 @@ The server does not judge: `edge_agent.inference.health` does, and whoever runs 
 """
 
 import asyncio
+import contextlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -28,6 +29,8 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from common.artifact import TensorSpec
+from common.artifact.samples import Sample
+from common.artifact.selftest import SelfTest
 from common.artifact.tensors import check_feeds
 from common.clock import Clock
 from common.errors import Conflict, NotFound, Unavailable
@@ -36,7 +39,7 @@ from edge_agent.inference.engine import Array, Engine, EngineFailure, Session
 from edge_agent.inference.health import Health
 from edge_agent.inference.loaded import Loaded, Statistics
 from edge_agent.inference.niced import run_niced
-from edge_agent.inference.selftest import SamplesFile, Tested, run_self_test
+from edge_agent.inference.selftest import SamplesFile, Tested, check_answers, measure
 from edge_agent.inference.tensors import check_outputs
 from edge_agent.inference.trial import Attempt, ModelRejected, attempt, check, probe
 
@@ -185,25 +188,27 @@ class ModelServer:
         """Load the model file at `path`, check it against the manifest's `inputs` and `outputs`, warm it up, and let it
         answer its `samples`.
 
-        One load at a time, at the lowest priority. Raises `ModelRejected` (`SelfTestFailed` for wrong answers) when the
-        release is at fault; `NotFound` (no file) and `Unavailable` (no memory) say nothing about it.
+        One load at a time, at the lowest priority; only the time that samples take is measured at that of requests.
+        Raises `ModelRejected` (`SelfTestFailed` for wrong answers) when the release is at fault; `NotFound` (no file)
+        and `Unavailable` (no memory) say nothing about it.
         """
 
-        def load() -> tuple[Session, Tested | None]:
+        def load() -> tuple[Session, tuple[Sample, ...]]:
             session = self._engine.load(path)
-            try:
+            with _closed_on_failure(session):
                 check(session, inputs, outputs)
-                tested = run_self_test(session, samples, inputs, outputs, self._clock.monotonic) if samples else None
-            except BaseException:
-                session.close()
-                raise
-            return session, tested
+                return session, check_answers(session, samples, inputs, outputs) if samples else ()
+
+        def timed(session: Session, answered: tuple[Sample, ...], terms: SelfTest) -> Tested:
+            with _closed_on_failure(session):
+                return measure(session, answered, terms, self._clock.monotonic)
 
         async with self._loading:
             try:
-                session, tested = await run_niced(load, f"load-{model}@{version}")
+                session, answered = await run_niced(load, f"load-{model}@{version}")
             except EngineFailure as error:
                 raise ModelRejected(error.message) from error
+            tested = await asyncio.to_thread(timed, session, answered, samples.terms) if samples else None
         return Candidate(model, version, Loaded(model, version, session, inputs, outputs), tested)
 
     def switch(self, candidate: Candidate) -> None:
@@ -360,6 +365,15 @@ class ModelServer:
         if tried.failure:
             raise tried.failure
         return Inference(tried.outputs or {}, loaded.version)
+
+
+@contextlib.contextmanager
+def _closed_on_failure(session: Session) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        session.close()
+        raise
 
 
 def _served(loaded: Loaded, placement: _Placement) -> Served:

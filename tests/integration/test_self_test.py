@@ -1,7 +1,9 @@
 """What a device does with a release that carries samples: before the switch, and when it comes back after a restart."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,20 @@ from common.artifact import digest_of
 from common.artifact.samples import Sample, encode_samples
 from common.artifact.selftest import SAMPLES_FILE, Close, Rule, SelfTest, Top1
 from common.clock import SystemClock
+from common.ids import Version
 from common.wire import DesiredModel
+from edge_agent.inference.engine import Array
+from edge_agent.inference.niced import NICE
 from edge_agent.inference.ort import OrtEngine, OrtSession
-from edge_agent.inference.selftest import LATENCY_RUNS
+from edge_agent.inference.selftest import LATENCY_RUNS, SamplesFile
+from edge_agent.inference.serving import ModelServer
+from edge_agent.inference.trial import WARM_UP_RUNS
+from edge_agent.telemetry.recorder import Recorder
 from edge_agent.update.outcomes import SLOW_TRIES_MAX
 from tests.conftest import eventually
 from tests.integration.agent_bench import Device, device_at
 from tests.integration.release_desk import MODEL, ONNX_FILE, ReleaseDesk, fails_on
+from tests.integration.small_models import X, Y, adder
 
 OUTPUT = "target_label"
 NEAR = Close(rtol=1e-3, atol=1e-3)
@@ -274,3 +283,41 @@ async def test_a_candidate_is_tested_again_after_a_crash_in_its_probation(
         update = await device.finished(2)
         assert (update.outcome, update.reason) == ("failed", "self_test_failed")
         assert await device.ask() == ("1", True)
+
+
+class Watched:
+    """A real session that notes at which priority it is run."""
+
+    def __init__(self, session: OrtSession, seen: list[int]) -> None:
+        self.inputs, self.outputs, self.close = session.inputs, session.outputs, session.close
+        self._session, self._seen = session, seen
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        self._seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return self._session.run(feeds, outputs)
+
+
+class WatchedEngine(OrtEngine):
+    """Loads sessions that are watched."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def load(self, path: Path) -> Watched:  # type: ignore[override]  # the port is Session; the base names its own
+        return Watched(super().load(path), self.seen)
+
+
+async def test_answers_are_checked_out_of_the_way_and_time_is_taken_as_a_caller_would_find_it(tmp_path: Path) -> None:
+    engine = WatchedEngine()
+    server = ModelServer(engine, Recorder(0.0), SystemClock())
+    one = np.ones((1, 4), np.float32)
+    (tmp_path / SAMPLES_FILE).write_bytes(encode_samples([Sample("one", {"x": one}, {"y": one + 2})]))
+    terms = SelfTest(samples=SAMPLES_FILE, count=1, rules={"y": NEAR}, latency_max_s=3600.0)
+    samples = SamplesFile(tmp_path / SAMPLES_FILE, terms)
+    candidate = await server.prepare(MODEL, Version("1"), adder(tmp_path / "m.onnx", 2), X, Y, samples=samples)
+    assert candidate.tested
+    assert (candidate.tested.samples, candidate.tested.slowness) == (1, "")
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    assert engine.seen == [NICE] * (WARM_UP_RUNS + 1) + [mine]
+    await server.discard(candidate)
+    await server.close()
