@@ -152,6 +152,15 @@ def test_a_model_that_answers_anew_each_time_is_refused_with_the_way_out(ferry: 
     assert "--tolerance variant=default" in refused.stderr
 
 
+def test_a_tolerance_that_this_machine_alone_breaks_is_refused(
+    ferry: Ferry, tmp_path: Path, real_models: tuple[Path, Path]
+) -> None:
+    texts = stored(tmp_path, bytes=np.random.default_rng(2).integers(32, 127, (8, 2048)))
+    refused = ferry("publish", "strict@1", real_models[0], "--samples", texts, "--tolerance", "rtol=0,atol=0")
+    assert refused.exit_code == 2
+    assert "the answers depend on how the graph is optimised" in refused.stderr
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "another name": ({"z": np.zeros((1, 4))}, "the model has no 'z'"),
     "another shape": ({"x": np.zeros((1, 5))}, "[1, 5] for FP32 [any, 4]"),

@@ -35,6 +35,7 @@ def pairs(draw: st.DrawFn, kinds: list[type[np.generic]] = NUMBERS, min_dims: in
 @given(pairs(), BOUNDS, BOUNDS)
 @example((np.array([1.0]), np.array([np.nan])), 1.0, 1.0)
 @example((np.array([1.0]), np.array([np.inf])), 1.0, 1.0)
+@example((np.array([1e308]), np.array([np.inf])), 3.0, 0.0)
 @example((np.array([6e4], np.float16), np.array([-6e4], np.float16)), 0.0, 3.0)
 @example((np.array([-128], np.int8), np.array([127], np.int8)), 0.0, 3.0)
 @example((np.array(1.0), np.array(1.5)), 0.0, 0.5)
