@@ -57,17 +57,17 @@ def test_a_release_answers_its_samples_on_the_device_before_the_switch_and_after
 
 
 def test_a_release_that_answers_otherwise_than_expected_is_stopped_and_the_operator_sees_why(
-    world: World, real_models: tuple[Path, Path]
+    world: World, real_models: tuple[Path, Path], tuned: Path
 ) -> None:
-    older, newer = real_models
+    _, proven = real_models
     world.add_device("one")
-    world.finish(world.begin(publish_proved(world, "1", older)))
+    world.finish(world.begin(publish_proved(world, "1", proven)))
     feeds = {f"text-{number}": {"bytes": text[np.newaxis]} for number, text in enumerate(TEXTS)}
-    answers = Reference(older).run(feeds, [OUTPUT]).outputs
+    answers = Reference(proven).run(feeds, [OUTPUT]).outputs
     samples = world.folder / "wrong.safetensors"
     samples.write_bytes(encode_samples(Sample(name, feeds[name], outputs) for name, outputs in answers.items()))
     draft = SelfTestDraft(samples, {OUTPUT: Close(rtol=1e-3, atol=1e-4)})
-    world.client.publish(MODEL, "2", {"default": newer}, self_tests={"default": draft})
+    world.client.publish(MODEL, "2", {"default": tuned}, self_tests={"default": draft})
     rollout = world.begin(ReleaseRef.parse(f"{MODEL}@2"))
     finished = world.finish(rollout, RolloutState.ROLLED_BACK)
     assert "self_test_failed" in finished.reason
