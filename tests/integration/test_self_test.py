@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from common.artifact import digest_of
 from common.artifact.samples import Sample, encode_samples
@@ -57,13 +58,23 @@ def proved(
     samples: bytes,
     *,
     rule: Rule = NEAR,
-    latency_max_s: float | None = None,
     **changes: Any,
 ) -> DesiredModel:
     """The order for a release with these samples."""
-    test = SelfTest(samples=SAMPLES_FILE, count=2, rules={OUTPUT: rule}, latency_max_s=latency_max_s)
+    test = SelfTest(samples=SAMPLES_FILE, count=2, rules={OUTPUT: rule})
     data = model if isinstance(model, bytes) else model.read_bytes()
     return desk.release(version, data, weights={SAMPLES_FILE: samples}, self_test=test, **changes)
+
+
+def timed(desk: ReleaseDesk, folder: Path, number: int, version: str = "") -> DesiredModel:
+    """The order for y = x + number as version `number`, whose samples may take half a second each."""
+    x = np.ones((1, 4), np.float32)
+    samples = encode_samples(
+        Sample(name, {"x": value}, {"y": value + number}) for name, value in (("two", x), ("one", -x))
+    )
+    test = SelfTest(samples=SAMPLES_FILE, count=2, rules={"y": NEAR}, latency_max_s=0.5)
+    data = adder(folder / "made.onnx", number).read_bytes()
+    return desk.release(version or str(number), data, weights={SAMPLES_FILE: samples}, self_test=test)
 
 
 class Stopwatch(SystemClock):
@@ -134,24 +145,21 @@ async def test_a_release_that_answers_otherwise_than_it_did_for_its_publisher_ne
         assert device.model and device.model.phase == "failed"
 
 
-async def test_samples_count_in_the_byte_budget_and_are_not_fetched_twice(
-    tmp_path: Path, desk: ReleaseDesk, real_models: Models
-) -> None:
-    one = real_models[0].read_bytes()
-    samples = samples_of(real_models[0])
+async def test_samples_count_in_the_byte_budget_and_are_not_fetched_twice(tmp_path: Path, desk: ReleaseDesk) -> None:
     async with device_at(tmp_path, desk) as device:
-        fits = proved(desk, "1", one, samples)
-        needed = len(one) + len(samples) + fits.manifest.size
-        dear = proved(desk, "1", one, samples, max_bytes=needed - 1, on_exceed="fail")
-        await device.executor.accept(desk.order(dear))
+        fits = timed(desk, tmp_path, 1)
+        needed = fits.size + fits.manifest.size
+        (samples,) = [file.artifact for file in fits.files if file.name == SAMPLES_FILE]
+        await device.executor.accept(desk.order(replace(fits, max_bytes=needed - 1, on_exceed="fail")))
         assert (await device.finished(1)).reason == "over_budget"
-        await device.executor.accept(desk.order(proved(desk, "1", one, samples, max_bytes=needed)))
+        await device.executor.accept(desk.order(replace(fits, max_bytes=needed, order=2)))
         update = await device.finished(2)
         assert (update.outcome, update.bytes_transferred) == ("succeeded", needed)
-        await device.executor.accept(desk.order(proved(desk, "2", one, samples)))
+        renamed = timed(desk, tmp_path, 1, version="1-renamed")
+        await device.executor.accept(desk.order(renamed))
         update = await device.finished(3)
         assert (update.outcome, update.strategy) == ("succeeded", "none")
-        assert desk.asked[digest_of(samples)] == 1
+        assert desk.asked[samples.digest] == 1
 
 
 async def test_samples_that_are_none_fail_the_release_and_not_the_agent(
@@ -210,14 +218,11 @@ async def test_a_release_known_to_answer_wrongly_does_not_serve_even_if_it_is_al
         assert device.model and device.model.running is None
 
 
-async def test_a_busy_device_measures_again_and_then_takes_the_release(
-    tmp_path: Path, desk: ReleaseDesk, real_models: Models
-) -> None:
+async def test_a_busy_device_measures_again_and_then_takes_the_release(tmp_path: Path, desk: ReleaseDesk) -> None:
     stopwatch = Stopwatch()
-    samples = samples_of(real_models[0])
     async with device_at(tmp_path, desk, stopwatch=stopwatch) as device:
         stopwatch.slow = 10**6
-        await device.executor.accept(desk.order(proved(desk, "1", real_models[0], samples, latency_max_s=0.5)))
+        await device.executor.accept(desk.order(timed(desk, tmp_path, 1)))
         await eventually(lambda: device.model and "measuring again later" in device.model.detail, "it says so")
         assert device.model
         assert f"at best of {LATENCY_RUNS} runs, allowed are 0.5 s" in device.model.detail
@@ -227,45 +232,40 @@ async def test_a_busy_device_measures_again_and_then_takes_the_release(
         assert device.model.detail == ""
 
 
-async def test_one_run_within_the_bound_is_enough(tmp_path: Path, desk: ReleaseDesk, real_models: Models) -> None:
+async def test_one_run_within_the_bound_is_enough(tmp_path: Path, desk: ReleaseDesk) -> None:
     stopwatch = Stopwatch()
-    samples = samples_of(real_models[0])
     async with device_at(tmp_path, desk, stopwatch=stopwatch) as device:
         stopwatch.slow = 2 * (LATENCY_RUNS - 1)  # each run is two looks at the clock
-        await device.executor.accept(desk.order(proved(desk, "1", real_models[0], samples, latency_max_s=0.5)))
+        await device.executor.accept(desk.order(timed(desk, tmp_path, 1)))
         assert (await device.finished(1)).outcome == "succeeded"
         assert stopwatch.slow == 0
 
 
-async def test_a_release_that_stays_too_slow_fails_and_says_by_how_much(
-    tmp_path: Path, desk: ReleaseDesk, real_models: Models
-) -> None:
+async def test_a_release_that_stays_too_slow_fails_and_says_by_how_much(tmp_path: Path, desk: ReleaseDesk) -> None:
     stopwatch = Stopwatch()
-    one, two = real_models
     async with device_at(tmp_path, desk, stopwatch=stopwatch) as device:
-        await device.executor.accept(desk.order(desk.release("1", one.read_bytes())))
-        await device.finished(1)
+        await device.executor.accept(desk.order(timed(desk, tmp_path, 1)))
+        assert (await device.finished(1)).outcome == "succeeded"
         stopwatch.slow = 10**6
-        await device.executor.accept(desk.order(proved(desk, "2", two, samples_of(two), latency_max_s=0.5)))
+        await device.executor.accept(desk.order(timed(desk, tmp_path, 2)))
         update = await device.finished(2)
         assert (update.outcome, update.reason) == ("failed", "self_test_failed")
-        assert f"too slow {SLOW_TRIES_MAX} times: sample 'text-0' took 1 s" in update.detail
-        assert await device.ask() == ("1", True)
+        assert f"too slow {SLOW_TRIES_MAX} times: sample 'two' took 1 s" in update.detail
+        assert [served.version for served in device.server.models()] == ["1"]
 
 
 async def test_a_proven_release_that_is_slow_after_a_restart_serves(
-    tmp_path: Path, desk: ReleaseDesk, real_models: Models, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, desk: ReleaseDesk, caplog: pytest.LogCaptureFixture
 ) -> None:
     stopwatch = Stopwatch()
-    samples = samples_of(real_models[0])
     async with device_at(tmp_path, desk, stopwatch=stopwatch) as device:
-        await device.executor.accept(desk.order(proved(desk, "1", real_models[0], samples, latency_max_s=0.5)))
+        await device.executor.accept(desk.order(timed(desk, tmp_path, 1)))
         assert (await device.finished(1)).outcome == "succeeded"
     stopwatch.slow = 10**6
     async with device_at(tmp_path, desk, stopwatch=stopwatch) as device:
-        assert await device.ask() == ("1", True)
+        assert [served.version for served in device.server.models()] == ["1"]
         assert device.model and device.model.phase == "idle"
-    assert any("slower than allowed: sample 'text-0' took 1 s" in record.message for record in caplog.records)
+    assert any("slower than allowed: sample 'two' took 1 s" in record.message for record in caplog.records)
 
 
 async def test_a_candidate_is_tested_again_after_a_crash_in_its_probation(
