@@ -24,13 +24,13 @@ import uvloop
 from onnx import TensorProto, helper, save_model
 
 from benchmarks.report import ROOT, Row, at_most, figure, quick, write
+from common.artifact.tensors import Array
 from common.clock import SystemClock
 from common.ids import ModelName, Version
 from edge_agent.inference.http import HEADER_LENGTH, inference_app
 from edge_agent.inference.listening import listen
 from edge_agent.inference.ort import OrtEngine, OrtSession
 from edge_agent.inference.serving import ModelServer
-from edge_agent.inference.tensors import Array
 from edge_agent.telemetry.recorder import Recorder
 
 COMMAND = "make bench-agent"

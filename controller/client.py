@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -26,6 +26,7 @@ from common import errors
 from common.artifact import ArtifactRef, Hasher
 from common.artifact.external import data_files
 from common.artifact.onnx_io import read_signature
+from common.artifact.selftest import Rule
 from common.backoff import Backoff
 from common.errors import FerryError, NotFound, Unavailable
 from common.filesource import FileSource
@@ -36,6 +37,7 @@ from controller.resources import (
     CollectGarbage,
     CreateJoinToken,
     DeviceView,
+    GivenSelfTest,
     HealthView,
     JoinTokenCreated,
     JoinTokenView,
@@ -92,6 +94,14 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 RETRIED = frozenset({502, 503, 504})
 
 
+class SelfTestDraft(NamedTuple):
+    """A self-test to publish: the file with the samples (`common.artifact.samples`), and its terms."""
+
+    samples: Path
+    rules: Mapping[str, Rule]
+    latency_max_s: float | None = None
+
+
 class FerryClient:
     """One connection pool to one controller, as the owner of `token`."""
 
@@ -121,18 +131,32 @@ class FerryClient:
         return known or self._send_blob(file, artifact, on_progress)
 
     def publish(
-        self, model: str, version: str, variants: Mapping[str, Path], on_progress: Progress | None = None
+        self,
+        model: str,
+        version: str,
+        variants: Mapping[str, Path],
+        on_progress: Progress | None = None,
+        self_tests: Mapping[str, SelfTestDraft] | None = None,
     ) -> tuple[ReleaseView, bool]:
         """Upload files and make the release `model@version`; whether it is new. `Conflict` if it has other bytes.
 
         `variants` are ONNX files by variant; the files beside them that they keep weights in are found and sent too.
+        `self_tests` are by variant.
         """
+        tests = self_tests or {}
         builds = {name: build_of(file, f"variants.{name}") for name, file in variants.items()}
-        references = {path: reference_of(path) for paths in builds.values() for path in paths}
+        paths = [*(path for paths in builds.values() for path in paths), *(test.samples for test in tests.values())]
+        references = {path: reference_of(path) for path in paths}
         request = PublishRelease(
             model=parse_model_name(model),
             version=parse_version(version),
             variants={name: {path.name: references[path].digest for path in paths} for name, paths in builds.items()},
+            self_tests={
+                name: GivenSelfTest(
+                    samples=references[test.samples].digest, rules=dict(test.rules), latency_max_s=test.latency_max_s
+                )
+                for name, test in tests.items()
+            },
         )
         total = sum(artifact.size for artifact in references.values())
         done = 0

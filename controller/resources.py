@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from common import ids
 from common.artifact.manifest import FILES_PER_VARIANT_MAX, VARIANTS_MAX, ArtifactRef, ReleaseManifest
+from common.artifact.selftest import LATENCY_S_MAX, RULES_MAX, Rule
 from common.ids import DeviceId, Digest, ModelName, Version
 from common.trust import PublicKey
 from common.wire import Capabilities, Heartbeat, ReportedState
@@ -146,16 +147,27 @@ class BlobView(View, frozen=True, kw_only=True):
     size: int
 
 
+class GivenSelfTest(Request, frozen=True, kw_only=True):
+    """The self-test of a variant: the digest of its samples, uploaded before (docs/reference/samples-format.md), a rule
+    for each output that is compared, and what the best of a few runs of a sample may take on a device, in seconds.
+    """
+
+    samples: GivenDigest
+    rules: Annotated[dict[str, Rule], Meta(min_length=1, max_length=RULES_MAX)]
+    latency_max_s: Annotated[float, Meta(gt=0, le=LATENCY_S_MAX)] | None = None
+
+
 class PublishRelease(Request, frozen=True, kw_only=True):
     """A release made of blobs that were uploaded before: variant -> file name -> digest.
 
     A variant is one ONNX file, whose name ends in `.onnx` if it has company, and exactly the files that it keeps
-    weights in (external data), under the names that it knows them by.
+    weights in (external data), under the names that it knows them by. `self_tests` are by variant.
     """
 
     model: GivenModel
     version: GivenVersion
     variants: Annotated[dict[str, GivenFiles], Meta(min_length=1, max_length=VARIANTS_MAX)]
+    self_tests: Annotated[dict[str, GivenSelfTest], Meta(max_length=VARIANTS_MAX)] = {}
 
 
 class ReleaseView(View, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import uvloop
 
+from common.artifact.tensors import Array
 from common.errors import Conflict
 from common.ids import ModelName, Version
 from edge_agent.app import Agent
@@ -27,7 +28,6 @@ from edge_agent.config import AgentSettings, load_settings
 from edge_agent.identity import load_identity
 from edge_agent.inference.requests import Inference
 from edge_agent.inference.serving import ModelServer, Served
-from edge_agent.inference.tensors import Array
 from edge_agent.running import sole_user
 
 

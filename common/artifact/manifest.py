@@ -6,7 +6,8 @@ time, no publisher), so the same release always encodes to the same bytes and th
 envelope (`common.trust`), which is itself an artifact.
 
 A variant is one ONNX file and the files that it keeps weights in (external data), each under the name by which the ONNX
-file refers to it: a plain name, so that a device may use it inside a folder of its own as it stands.
+file refers to it: a plain name, so that a device may use it inside a folder of its own as it stands. It may carry a
+self-test: one file more, with samples, which devices that know no self-tests take along like any other.
 """
 
 from typing import Annotated
@@ -14,6 +15,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from common.artifact.selftest import SelfTest
 from common.errors import IntegrityFailure
 from common.ids import Digest, ModelName, ReleaseRef, Version
 
@@ -41,8 +43,10 @@ class TensorSpec(msgspec.Struct, frozen=True):
     shape: tuple[int, ...]
 
 
-class Variant(msgspec.Struct, frozen=True):
-    """One build of the release: `files` by name, `model` the name of the ONNX file, the others its external data."""
+class Variant(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One build of the release: `files` by name, `model` the name of the ONNX file, the others its external data and
+    the samples of its self-test.
+    """
 
     files: Annotated[
         dict[Annotated[str, Meta(pattern=FILE_NAME)], ArtifactRef],
@@ -51,15 +55,25 @@ class Variant(msgspec.Struct, frozen=True):
     model: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    self_test: SelfTest | None = None
 
     def __post_init__(self) -> None:
-        if self.model not in self.files:
-            raise ValueError(f"there is no file {self.model[:80]!r} among the files")
+        for name in (self.model, *((self.self_test.samples,) if self.self_test else ())):
+            if name not in self.files:
+                raise ValueError(f"there is no file {name[:80]!r} among the files")
+        if self.self_test and self.self_test.samples == self.model:
+            raise ValueError("the samples of the self-test are the model itself")
 
     @property
     def artifact(self) -> ArtifactRef:
         """The ONNX file."""
         return self.files[self.model]
+
+    @property
+    def data_files(self) -> tuple[str, ...]:
+        """The names of the files that the ONNX file keeps weights in, in order."""
+        samples = self.self_test.samples if self.self_test else None
+        return tuple(sorted(self.files.keys() - {self.model, samples}))
 
     @property
     def size(self) -> int:

@@ -25,7 +25,9 @@ async def publish(call: Call, body: PublishRelease) -> Answer[ReleaseView]:
     """201 when it is new, 200 when the very same release exists, 409 when that version has other bytes."""
 
     async def act() -> Answer[ReleaseView]:
-        release, created = await call.deps.releases.publish(body.model, body.version, body.variants, call.who)
+        release, created = await call.deps.releases.publish(
+            body.model, body.version, body.variants, call.who, body.self_tests
+        )
         return Answer(value=release_view(release), status=201 if created else 200)
 
     answer = await call.perform(act)

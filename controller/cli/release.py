@@ -2,23 +2,29 @@
 
 import contextlib
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from common.artifact.selftest import describe_rule
+from common.errors import InvalidInput
 from common.ids import ReleaseRef
 from controller.cli.connection import connected
 from controller.cli.output import Output, milliseconds, share, size, table, when
 from controller.cli.values import duration, parse_variants
 
 if TYPE_CHECKING:
-    from controller.client import FerryClient, Progress
+    from controller.client import FerryClient, Progress, SelfTestDraft
     from controller.resources import ReleaseView
 
 GARBAGE_AGE = "1h"
 STATS_SINCE = "1h"
+
+
+_ARRAYS = click.Path(exists=True, path_type=Path)
 
 
 @click.group("release")
@@ -30,15 +36,37 @@ def release() -> None:
 @click.argument("name", metavar="NAME@VERSION")
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--variant", "variants", multiple=True, metavar="NAME=FILE", help="A build for a kind of device.")
+@click.option("--samples", metavar="PATH|auto[:N]", help="Inputs of a self-test: .npz, a folder of them, or made up.")
+@click.option("--expected", type=_ARRAYS, metavar="PATH", help="Outputs to expect instead of a reference run's.")
+@click.option(
+    "--tolerance", "tolerances", multiple=True, metavar="PARTS", help="E.g. output=scores,rtol=1e-3,atol=1e-4."
+)
+@click.option("--latency-max", "latencies", multiple=True, metavar="[VARIANT=]SECONDS", help="Bound for each sample.")
 @connected
-def publish(ferry: "FerryClient", output: Output, name: str, file: Path | None, variants: tuple[str, ...]) -> None:
+def publish(
+    ferry: "FerryClient",
+    output: Output,
+    *,
+    name: str,
+    file: Path | None,
+    variants: tuple[str, ...],
+    samples: str | None,
+    expected: Path | None,
+    tolerances: tuple[str, ...],
+    latencies: tuple[str, ...],
+) -> None:
     """Upload FILE (the variant `default`) and publish it as NAME@VERSION, for good.
 
-    Files beside it that it keeps weights in (external data) are found and belong to the release.
+    Files beside it that it keeps weights in (external data) are found and belong to the release. With --samples every
+    variant is run on them here, and devices must come to the same answers before they use it. --tolerance takes rtol=X,
+    atol=X, exact or top1, and output=NAME and variant=NAME to say where it holds.
     """
     ref, files = ReleaseRef.parse(name), parse_variants(file, variants)
-    with _upload_progress(str(ref)) as progress:
-        view, created = ferry.publish(ref.model, ref.version, files, progress)
+    with tempfile.TemporaryDirectory(prefix="ferry-samples-") as folder, _upload_progress(str(ref)) as progress:
+        drafts = _self_tests(
+            files, Path(folder), samples=samples, expected=expected, tolerances=tolerances, latencies=latencies
+        )
+        view, created = ferry.publish(ref.model, ref.version, files, progress, drafts)
     click.echo(f"{ref} {'is published' if created else 'was published before, with the same bytes'}", err=True)
     output.item(view, _COLUMNS, lambda one: one.name)
 
@@ -55,12 +83,14 @@ def list_(ferry: "FerryClient", output: Output, model: str | None) -> None:
 @click.argument("name", metavar="NAME@VERSION")
 @connected
 def show(ferry: "FerryClient", output: Output, name: str) -> None:
-    """Show a release: its files, its inputs and outputs."""
+    """Show a release: its files, its inputs and outputs, its self-tests."""
     view = ferry.release(ReleaseRef.parse(name))
     output.item(view, _COLUMNS, lambda one: one.name)
     if output.is_table:
         click.echo("\n" + table(_file_rows(view)))
         click.echo("\n" + table(_tensor_rows(view)))
+        tests = _test_rows(view)
+        click.echo("\n" + (table(tests) if tests else "no self-test"))
 
 
 @release.command("stats")
@@ -135,6 +165,42 @@ def _tensor_rows(view: "ReleaseView") -> list[list[str]]:
         for kind, tensors in (("in", variant.inputs), ("out", variant.outputs)):
             rows += [[name, f"{kind} {one.name}", one.datatype, str(list(one.shape))] for one in tensors]
     return rows
+
+
+def _test_rows(view: "ReleaseView") -> list[list[str]]:
+    """The outputs that devices compare; empty when there are none."""
+    rows = []
+    for name, variant in view.manifest.variants.items():
+        if test := variant.self_test:
+            bound = f"{test.latency_max_s:g} s" if test.latency_max_s is not None else "-"
+            rows += [[name, str(test.count), output, describe_rule(rule), bound] for output, rule in test.rules.items()]
+    return [["VARIANT", "SAMPLES", "OUTPUT", "TOLERANCE", "LATENCY"], *rows] if rows else []
+
+
+def _self_tests(
+    files: dict[str, Path],
+    folder: Path,
+    *,
+    samples: str | None,
+    expected: Path | None,
+    tolerances: tuple[str, ...],
+    latencies: tuple[str, ...],
+) -> "dict[str, SelfTestDraft]":
+    if samples is None:
+        if expected or tolerances or latencies:
+            fix = "give --samples too, or leave --expected, --tolerance and --latency-max out"
+            raise InvalidInput("there are none to test with", field="samples", fix=fix)
+        return {}
+    from controller.cli.selftests import Wishes, make_drafts
+    from controller.cli.tolerances import parse_latencies, parse_tolerance
+
+    wishes = Wishes(
+        samples=samples,
+        expected=expected,
+        tolerances=tuple(map(parse_tolerance, tolerances)),
+        latencies=parse_latencies(latencies, files),
+    )
+    return make_drafts(files, wishes, folder)
 
 
 @contextlib.contextmanager

@@ -24,14 +24,14 @@ class DataFile(NamedTuple):
 def data_file(tx: Transaction, digest: Digest) -> DataFile | None:
     """Which model says what is in the file `digest`, by the manifests of the releases that have it.
 
-    None for a file that is an ONNX file itself or that no release has.
+    None for a file that is an ONNX file itself or holds samples, and for one that no release has.
     """
     builds = [build for release in tx.releases.by_artifact(digest) for build in release.manifest.variants.values()]
     named = [
         DataFile(build.artifact.digest, name)
         for build in builds
         for name, file in build.files.items()
-        if file.digest == digest
+        if file.digest == digest and name in {build.model, *build.data_files}
     ]
     return None if not named or any(use.model == digest for use in named) else named[-1]
 

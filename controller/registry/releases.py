@@ -2,8 +2,9 @@
 
 A release is immutable: publishing the same files under the same name again changes nothing, other files are refused.
 The manifest says which bytes make up each variant and which tensors go in and out (read from the ONNX file itself); it
-is signed, and its envelope is a blob like any other. So are the lists of the files' parts, which are made here too.
-Publishing also asks for patches from what devices run now.
+is signed, and its envelope is a blob like any other. So are the lists of the files' parts, which are made here too. A
+variant may carry a self-test, whose samples are one file more. Publishing also asks for patches from what devices run
+now.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from opentelemetry import trace
@@ -27,6 +29,7 @@ from common.artifact.manifest import (
     Variant,
     encode_manifest,
 )
+from common.artifact.selftest import SAMPLES_FILE, Rule
 from common.clock import Clock
 from common.delta import CODECS
 from common.errors import Conflict, InvalidInput, NotFound, TooLarge
@@ -36,6 +39,7 @@ from controller.devices import Device, running_version
 from controller.registry import patches
 from controller.registry.blobs import LocalBlobs
 from controller.registry.inspection import Build, inspect_build, parts_of
+from controller.registry.selftests import SelfTests, with_self_test
 from controller.rollouts.patching import Lineage, PatchKey, bases_of, wanted_patches
 from controller.store.port import AuditEntry, Event, FileParts, Release, Store, Transaction
 
@@ -68,25 +72,29 @@ class Releases:
         self._signer = signer
         self._clock = clock
 
-    async def publish(self, model: ModelName, version: Version, variants: Files, actor: str) -> tuple[Release, bool]:
+    async def publish(
+        self, model: ModelName, version: Version, variants: Files, actor: str, self_tests: SelfTests | None = None
+    ) -> tuple[Release, bool]:
         """Make the release `model@version` of blobs that were uploaded before; whether it is new.
 
-        Raises `InvalidInput` (not an ONNX model, bad names, files that do not belong together), `NotFound` (a blob that
-        is not here), `Conflict` (the release exists with other bytes), `StorageFull`.
+        Raises `InvalidInput` (not an ONNX model, bad names, files that do not belong together, samples that do not
+        fit), `NotFound` (a blob that is not here), `Conflict` (the release exists with other bytes), `StorageFull`.
         """
+        tests = self_tests or {}
         ref = ReleaseRef(parse_model_name(model), parse_version(version))
         with tracer.start_as_current_span("release.publish", attributes={"ferry.release": str(ref)}):
-            _check_names(variants)
+            _check_names(variants, tests)
             existing = await self._store.read(lambda tx: tx.releases.get(ref))
             if existing is not None:
-                return _same(existing, variants), False
+                return _same(existing, _asked(variants, tests)), False
             try:
                 builds = await asyncio.to_thread(self._inspect_all, variants)
+                tested = await asyncio.to_thread(self._test_all, builds, tests)
                 lists = await self._lists_of_parts(builds.values())
             except FileNotFoundError as error:  # garbage collection came between finding a blob and reading it
                 fix = "upload the files again"
                 raise NotFound("a blob was removed meanwhile", field="variants", fix=fix) from error
-            manifest = ReleaseManifest(ref.model, ref.version, {name: one.variant for name, one in builds.items()})
+            manifest = ReleaseManifest(ref.model, ref.version, tested)
             return await self._commit(manifest, lists, actor)
 
     async def collect_garbage(self, actor: str, min_age_s: float = COLLECT_MIN_AGE_S) -> Collected:
@@ -138,6 +146,14 @@ class Releases:
     def _inspect_all(self, variants: Files) -> dict[str, Build]:
         return {name: inspect_build(name, files, self._path) for name, files in variants.items()}
 
+    def _test_all(self, builds: Mapping[str, Build], tests: SelfTests) -> dict[str, Variant]:
+        """The variants, with their self-tests."""
+        variants = {name: build.variant for name, build in builds.items()}
+        for name, given in tests.items():
+            field = f"self_tests.{name}"
+            variants[name] = with_self_test(variants[name], given, self._path(given.samples, f"{field}.samples"), field)
+        return variants
+
     async def _lists_of_parts(self, builds: Iterable[Build]) -> dict[Digest, bytes]:
         """The encoded lists of the files that have none yet."""
         tensors = {file: places for build in builds for file, places in build.tensors.items()}
@@ -171,32 +187,61 @@ def _without_row(tx: Transaction, artifacts: list[ArtifactRef]) -> list[Artifact
     return [artifact for artifact in artifacts if tx.artifacts.get(artifact.digest) is None]
 
 
-def _check_names(variants: Files) -> None:
+def _check_names(variants: Files, tests: SelfTests) -> None:
     if not 1 <= len(variants) <= VARIANTS_MAX:
         raise InvalidInput(f"{len(variants)} variants", field="variants", fix=f"give 1 to {VARIANTS_MAX}")
     for variant, files in variants.items():
         if not VARIANT_NAME.fullmatch(variant):
             fix = "use lower-case letters, digits and inner '.', '_' or '-', for example 'default' or 'int8'"
             raise InvalidInput(f"{variant[:80]!r} is not allowed", field="variants", fix=fix)
-        if not 1 <= len(files) <= FILES_PER_VARIANT_MAX:
-            fix = f"give one ONNX file and the data files that it names, at most {FILES_PER_VARIANT_MAX} in all"
+        if not 1 <= len(files) <= FILES_PER_VARIANT_MAX - (variant in tests):
+            fix = f"one ONNX file, the data files that it names and samples are at most {FILES_PER_VARIANT_MAX}"
             raise InvalidInput(f"{len(files)} files", field=f"variants.{variant}", fix=fix)
         for file, digest in files.items():
             if not re.fullmatch(FILE_NAME, file):
                 fix = "use letters, digits and inner '.', '_' or '-', at most 128 characters"
                 raise InvalidInput(f"{file[:80]!r} is not allowed", field=f"variants.{variant}", fix=fix)
             parse_digest(digest, f"variants.{variant}.{file}")
+    for variant, given in tests.items():
+        if variant not in variants:
+            fix = f"the variants are {', '.join(sorted(variants))}"
+            raise InvalidInput("there is no such variant", field=f"self_tests.{variant[:80]}", fix=fix)
+        parse_digest(given.samples, f"self_tests.{variant}.samples")
 
 
-def _same(existing: Release, variants: Files) -> Release:
-    """The release, if it was made of these files; otherwise `Conflict`."""
-    made_of = {
-        variant: {file: artifact.digest for file, artifact in build.files.items()}
-        for variant, build in existing.manifest.variants.items()
+class _Ingredients(NamedTuple):
+    """What tells two variants apart that are published under one name."""
+
+    files: Mapping[str, Digest]
+    rules: Mapping[str, Rule] | None
+    latency_max_s: float | None
+
+
+def _asked(variants: Files, tests: SelfTests) -> dict[str, _Ingredients]:
+    return {
+        name: _Ingredients({**files, SAMPLES_FILE: test.samples}, test.rules, test.latency_max_s)
+        if (test := tests.get(name))
+        else _Ingredients(dict(files), None, None)
+        for name, files in variants.items()
     }
-    if made_of != {variant: dict(files) for variant, files in variants.items()}:
+
+
+def _made_of(manifest: ReleaseManifest) -> dict[str, _Ingredients]:
+    return {
+        name: _Ingredients(
+            {file: artifact.digest for file, artifact in build.files.items()},
+            build.self_test.rules if build.self_test else None,
+            build.self_test.latency_max_s if build.self_test else None,
+        )
+        for name, build in manifest.variants.items()
+    }
+
+
+def _same(existing: Release, asked: Mapping[str, _Ingredients]) -> Release:
+    """The release, if it was made of these; otherwise `Conflict`."""
+    if _made_of(existing.manifest) != asked:
         fix = "releases never change; publish the new files under a new version"
-        raise Conflict(f"{existing.ref} exists with other files", field="version", fix=fix)
+        raise Conflict(f"{existing.ref} exists with other files or another self-test", field="version", fix=fix)
     return existing
 
 
@@ -206,8 +251,7 @@ def _record_release(
     variants = release.manifest.variants
     existing = tx.releases.get(release.ref)
     if existing is not None:  # somebody else published it while we read the files
-        files = {name: {file: ref.digest for file, ref in build.files.items()} for name, build in variants.items()}
-        return _same(existing, files), False
+        return _same(existing, _made_of(release.manifest)), False
     now = release.published_at
     files_of_all = [file for build in variants.values() for file in build.files.values()]
     for artifact in (release.envelope, *files_of_all, *(one.index for one in parts)):

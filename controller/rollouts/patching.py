@@ -2,10 +2,10 @@
 
 A patch can serve a device that holds its base (`reported.held`) and speaks its codec. Only files of other builds of the
 same model are worth trying as bases, and of a build with several files only the one that plays the same part: a file
-of the same name, else the ONNX file for the ONNX file, else the data file in the same place of the order of names. A
-device is told of a release once each patch that could serve it is decided: built, found not worth it, failed, or
-skipped for a budget. Waiting for a patch that nobody needs would stall a rollout; not waiting for one that would be
-ready in a minute costs a full download on a thin link.
+of the same name, else the ONNX file for the ONNX file, else the data file in the same place of the order of names; the
+samples of a self-test play a part of their own. A device is told of a release once each patch that could serve it is
+decided: built, found not worth it, failed, or skipped for a budget. Waiting for a patch that nobody needs would stall a
+rollout; not waiting for one that would be ready in a minute costs a full download on a thin link.
 """
 
 from collections.abc import Iterable, Mapping, Set
@@ -51,7 +51,9 @@ def bases_of(manifest: ReleaseManifest, builds: Iterable[Variant]) -> dict[Diges
 def counterparts(variant: Variant, other: Variant) -> dict[str, str]:
     """The names of the files of `variant`, each with that of the file of `other` that plays the same part, if any."""
     pairs = {variant.model: other.model}
-    data, others = (sorted(one.files.keys() - {one.model}) for one in (variant, other))
+    if variant.self_test and other.self_test:  # from release to release most of the inputs are the same
+        pairs[variant.self_test.samples] = other.self_test.samples
+    data, others = variant.data_files, other.data_files
     pairs.update({name: name for name in data if name in others})
     left, left_over = ([name for name in names if name not in pairs] for names in (data, others))
     return pairs | dict(zip(left, left_over, strict=False))

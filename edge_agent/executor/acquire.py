@@ -84,6 +84,7 @@ class Acquisition:
             manifest=target.manifest,
             inputs=variant.inputs,
             outputs=variant.outputs,
+            self_test=variant.self_test,
         )
         return ev.Built(at=self._now(), candidate=candidate)
 

@@ -1,16 +1,22 @@
-"""Trying a release on the engine: load, watch, probe. Each function ends in the event that tells how it went."""
+"""Trying a release on the engine: load and self-test, watch, probe. Each function ends in the event that tells how it
+went.
+"""
 
 import asyncio
+import logging
 
 from common.errors import FerryError, Unavailable
 from common.ids import ModelName
 from edge_agent.executor.acquire import interrupted
 from edge_agent.executor.parts import Parts
 from edge_agent.inference.health import Health, Verdict, judge
+from edge_agent.inference.selftest import SamplesFile
 from edge_agent.inference.serving import Candidate
 from edge_agent.inference.trial import ModelRejected
 from edge_agent.update import Installed
 from edge_agent.update import events as ev
+
+logger = logging.getLogger(__name__)
 
 SERVE_ATTEMPTS = 3
 """A start-up load is tried this often while memory is short."""
@@ -23,15 +29,24 @@ _VERDICTS: dict[Verdict, ev.Verdict] = {
 
 
 async def load(parts: Parts, model: ModelName, release: Installed) -> Candidate | None:
-    """The release in its slot, loaded and warm; None when the slot does not hold it (any more)."""
+    """The release in its slot, loaded, warm and tested; None when the slot does not hold it (any more)."""
     if not await asyncio.to_thread(parts.slots.verify, model, release.slot, release.files, release.manifest):
         return None
     path = parts.slots.path(model, release.slot, release.onnx_file)
-    return await parts.server.prepare(model, release.version, path, release.inputs, release.outputs)
+    candidate = await parts.server.prepare(
+        model, release.version, path, release.inputs, release.outputs, samples=_samples(parts, model, release)
+    )
+    if tested := candidate.tested:
+        extra = {"model": model, "version": release.version, "samples": tested.samples, "latency_s": tested.latency_s}
+        logger.info("self-test passed", extra=extra)
+    return candidate
 
 
 async def serve(parts: Parts, model: ModelName, release: Installed) -> ev.Event | None:
-    """Let the installed release answer, after a start; None when all is well."""
+    """Let the installed release answer, after a start; None when all is well.
+
+    It has proven itself here, so being slow today is worth a warning and no more.
+    """
     for attempt in range(SERVE_ATTEMPTS):
         try:
             candidate = await load(parts, model, release)
@@ -44,6 +59,8 @@ async def serve(parts: Parts, model: ModelName, release: Installed) -> ev.Event 
             break
         if candidate is None:
             return ev.SlotLost(at=parts.clock.now(), slot=release.slot)
+        if candidate.tested and candidate.tested.slowness:
+            logger.warning("slower than allowed: %s", candidate.tested.slowness, extra={"model": model})
         parts.server.switch(candidate)
         await parts.server.commit(model)
         return None
@@ -58,7 +75,17 @@ async def warm(parts: Parts, model: ModelName, release: Installed) -> Candidate 
         return ev.ModelRefused(at=parts.clock.now(), code=error.code, detail=str(error))
     except (FerryError, OSError) as error:
         return interrupted(error, parts.clock.now())
-    return candidate or ev.SlotLost(at=parts.clock.now(), slot=release.slot)
+    if candidate is None:
+        return ev.SlotLost(at=parts.clock.now(), slot=release.slot)
+    if candidate.tested and candidate.tested.slowness:
+        await parts.server.discard(candidate)
+        return ev.TooSlow(at=parts.clock.now(), detail=candidate.tested.slowness)
+    return candidate
+
+
+def _samples(parts: Parts, model: ModelName, release: Installed) -> SamplesFile | None:
+    test = release.self_test
+    return SamplesFile(parts.slots.path(model, release.slot, test.samples), test) if test else None
 
 
 async def watch(parts: Parts, model: ModelName, switched_at: float, probation_s: float) -> ev.Event:

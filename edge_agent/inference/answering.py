@@ -8,13 +8,13 @@ judged by it. A batch that fails is taken apart, so that no caller suffers for a
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from common.artifact.tensors import Array
 from common.clock import Clock
 from common.errors import FerryError
 from common.ids import ModelName, Version
 from edge_agent.inference.loaded import Loaded
 from edge_agent.inference.requests import Inference, Request
 from edge_agent.inference.scheduling import agree, join, split
-from edge_agent.inference.tensors import Array
 from edge_agent.inference.trial import Attempt, attempt
 
 

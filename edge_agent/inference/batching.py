@@ -12,8 +12,8 @@ from collections.abc import Hashable, Mapping
 from typing import Final
 
 from common.artifact import TensorSpec
+from common.artifact.tensors import Array
 from edge_agent.inference.scheduling import ROWS_MAX, CostCurve, has_rows, row_count
-from edge_agent.inference.tensors import Array
 
 TRIALS: Final = 3
 TRIAL_ROWS_MAX: Final = 4

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from common.artifact import TensorSpec
+from common.artifact.tensors import Array
 from common.errors import FerryError
-from edge_agent.inference.tensors import Array
 
 
 class EngineFailure(FerryError):

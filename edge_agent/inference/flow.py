@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
+from common.artifact.tensors import Array, check_feeds
 from common.clock import Clock
 from common.errors import DeadlineExceeded, Unavailable
 from common.ids import ModelName, Version
@@ -22,7 +23,7 @@ from edge_agent.inference.engine import EngineFailure
 from edge_agent.inference.placement import Placements
 from edge_agent.inference.requests import Inference, Overloaded, Request
 from edge_agent.inference.scheduling import PRIORITY_DEFAULT, Ticket, WaitingLimits
-from edge_agent.inference.tensors import Array, check_feeds, check_outputs
+from edge_agent.inference.tensors import check_outputs
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from concurrent.futures import Future
 import msgspec
 
 from common.artifact import TensorSpec
+from common.artifact.tensors import Array
 from common.ids import ModelName, Version
 from edge_agent.inference.batching import Batching
 from edge_agent.inference.engine import Session
 from edge_agent.inference.health import Health
-from edge_agent.inference.tensors import Array
 
 RUN_ROWS_MAX = 64
 """Runs with more rows are counted together."""

@@ -22,9 +22,9 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 
 from common.artifact import TensorSpec
+from common.artifact.tensors import Array
 from common.errors import NotFound, Unavailable
 from edge_agent.inference.engine import EngineFailure
-from edge_agent.inference.tensors import Array
 
 ARENA_KEEP_INPUT_BYTES = 256 * 1024
 """Requests with larger inputs give their scratch memory back when they are done."""

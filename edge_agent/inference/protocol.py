@@ -18,9 +18,9 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Meta
 
+from common.artifact.tensors import DTYPES, Array, datatype_of
 from common.errors import FerryError, InvalidInput
 from edge_agent.inference.scheduling import PRIORITY_MAX
-from edge_agent.inference.tensors import DTYPES, Array, datatype_of
 
 TENSORS_MAX = 256
 AXES_MAX = 32

@@ -6,10 +6,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from typing import NamedTuple
 
+from common.artifact.tensors import Array
 from common.errors import FerryError, Unavailable
 from common.ids import Version
 from edge_agent.inference.placement import Chosen
-from edge_agent.inference.tensors import Array
 
 Deadline = float | None
 """Monotonic seconds, or None."""

@@ -2,7 +2,8 @@
 
 A release goes prepare -> switch -> commit, or back:
 
-- `prepare` loads and warms it beside the running one, on a throw-away thread of the lowest priority.
+- `prepare` loads and warms it beside the running one, on a throw-away thread of the lowest priority, and lets it
+  answer the samples of its self-test, if it carries one.
 - `switch` replaces one reference. The previous release stays in memory as the fallback: a request for which the new
   release raises or gives a NaN or an infinity is answered by the previous one, and counted against the new one. When
   the previous release fails on the same request too, the input is to blame and nobody is judged by it.
@@ -18,8 +19,9 @@ as there are cores, behind a bounded queue (`edge_agent.inference.flow`). The se
 """
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +29,9 @@ from typing import NamedTuple
 import msgspec
 
 from common.artifact import TensorSpec
+from common.artifact.samples import Sample
+from common.artifact.selftest import SelfTest
+from common.artifact.tensors import Array
 from common.clock import Clock
 from common.errors import Conflict
 from common.ids import ModelName, Version
@@ -39,7 +44,7 @@ from edge_agent.inference.niced import run_niced
 from edge_agent.inference.placement import Placement, Placements
 from edge_agent.inference.requests import Inference
 from edge_agent.inference.scheduling import PRIORITY_DEFAULT, WaitingLimits
-from edge_agent.inference.tensors import Array
+from edge_agent.inference.selftest import SamplesFile, Tested, check_answers, measure
 from edge_agent.inference.trial import ModelRejected, check, probe
 
 QUEUE_REQUESTS_MAX = 256
@@ -50,11 +55,12 @@ RUN_S_MAX = 60.0
 
 
 class Candidate(NamedTuple):
-    """A release that is loaded, checked and warm, and does not serve yet."""
+    """A release that is loaded, checked and warm, and does not serve yet. `tested` is how its self-test went."""
 
     model: ModelName
     version: Version
     loaded: Loaded
+    tested: Tested | None = None
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -90,6 +96,7 @@ class ModelServer:
         run_s_max: float = RUN_S_MAX,
     ) -> None:
         self._engine = engine
+        self._clock = clock
         self._placements = Placements()
         cores = workers or len(os.sched_getaffinity(0))
         limits = FlowLimits(WaitingLimits(queue), run_s_max)
@@ -160,28 +167,34 @@ class ModelServer:
         path: Path,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
+        *,
+        samples: SamplesFile | None = None,
     ) -> Candidate:
-        """Load the model file at `path`, check it against the manifest's `inputs` and `outputs`, and warm it up.
+        """Load the model file at `path`, check it against the manifest's `inputs` and `outputs`, warm it up, and let it
+        answer its `samples`.
 
-        One load at a time, at the lowest priority. Raises `ModelRejected` when the release is at fault; `NotFound` (no
-        file) and `Unavailable` (no memory) say nothing about it.
+        One load at a time, at the lowest priority; only the time that samples take is measured at that of requests.
+        Raises `ModelRejected` (`SelfTestFailed` for wrong answers) when the release is at fault; `NotFound` (no file)
+        and `Unavailable` (no memory) say nothing about it.
         """
 
-        def load() -> Session:
+        def load() -> tuple[Session, tuple[Sample, ...]]:
             session = self._engine.load(path)
-            try:
+            with _closed_on_failure(session):
                 check(session, inputs, outputs)
-            except BaseException:
-                session.close()
-                raise
-            return session
+                return session, check_answers(session, samples, inputs, outputs) if samples else ()
+
+        def timed(session: Session, answered: tuple[Sample, ...], terms: SelfTest) -> Tested:
+            with _closed_on_failure(session):
+                return measure(session, answered, terms, self._clock.monotonic)
 
         async with self._loading:
             try:
-                session = await run_niced(load, f"load-{model}@{version}")
+                session, answered = await run_niced(load, f"load-{model}@{version}")
             except EngineFailure as error:
                 raise ModelRejected(error.message) from error
-        return Candidate(model, version, Loaded(model, version, session, inputs, outputs))
+            tested = await asyncio.to_thread(timed, session, answered, samples.terms) if samples else None
+        return Candidate(model, version, Loaded(model, version, session, inputs, outputs), tested)
 
     def switch(self, candidate: Candidate) -> None:
         """Let the candidate answer from the next request on; what ran before becomes its fallback.
@@ -266,6 +279,15 @@ class ModelServer:
     def served(self, model: ModelName, version: Version | None = None) -> Served:
         """The release that would answer such a request, or `NotFound`."""
         return _served(self._placements.choose(model, version)[0], self._placements.of(model))
+
+
+@contextlib.contextmanager
+def _closed_on_failure(session: Session) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        session.close()
+        raise
 
 
 def _served(loaded: Loaded, placement: Placement) -> Served:

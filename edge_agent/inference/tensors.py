@@ -1,61 +1,15 @@
-"""Tensors against their declared shapes and types: pure rules that the engine, the server and the protocol share.
+"""A model's tensors as its manifest declares them: pure rules that the engine, the server and the trial share.
 
-Type names are those of the Open Inference Protocol V2 (`FP32`, `INT64`, `BYTES`...). `BF16` is not among them: numpy
-has no such type. An axis of -1 is open and takes any length.
-
-    >>> accepts(TensorSpec("x", "FP32", (-1, 4)), np.zeros((2, 4), np.float32))
-    True
+What a single array must be is said in `common.artifact.tensors`.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common.artifact import TensorSpec
+from common.artifact.tensors import DTYPES, Array, describe, in_words
 from common.errors import InvalidInput
-
-Array = NDArray[Any]
-"""One tensor; strings (`BYTES`) are object arrays of `str`."""
-
-DTYPES: dict[str, np.dtype[np.generic]] = {
-    "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype("<u1"),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "INT8": np.dtype("<i1"),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-    "BYTES": np.dtype(np.object_),
-}
-"""Protocol type to numpy type; `BYTES` are object arrays of `str`."""
-
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-def datatype_of(array: Array) -> str:
-    """The protocol's name for the type of `array`."""
-    return _NAMES.get(array.dtype) or str(array.dtype)
-
-
-def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> None:
-    """Raise `InvalidInput` unless `feeds` holds every declared input in its type and shape, and nothing else."""
-    wanted = {spec.name for spec in specs}
-    for name in feeds.keys() - wanted:
-        raise InvalidInput("the model has no such input", field=f"inputs.{name}", fix=f"it takes {_names(wanted)}")
-    for spec in specs:
-        array = feeds.get(spec.name)
-        if array is None:
-            raise InvalidInput("this input is missing", field=f"inputs.{spec.name}", fix=f"send {describe(spec)}")
-        if not accepts(spec, array):
-            got = f"got {datatype_of(array)} {list(array.shape)}"
-            raise InvalidInput(got, field=f"inputs.{spec.name}", fix=f"send {describe(spec)}")
 
 
 def check_outputs(specs: tuple[TensorSpec, ...], wanted: Iterable[str]) -> None:
@@ -63,19 +17,7 @@ def check_outputs(specs: tuple[TensorSpec, ...], wanted: Iterable[str]) -> None:
     known = {spec.name for spec in specs}
     for name in wanted:
         if name not in known:
-            raise InvalidInput("the model has no such output", field=f"outputs.{name}", fix=f"it has {_names(known)}")
-
-
-def accepts(spec: TensorSpec, array: Array) -> bool:
-    """Whether `array` has the type and shape that `spec` declares."""
-    if array.dtype != DTYPES.get(spec.datatype) or array.ndim != len(spec.shape):
-        return False
-    return all(axis in (-1, length) for axis, length in zip(spec.shape, array.shape, strict=True))
-
-
-def describe(spec: TensorSpec) -> str:
-    """A declaration in words, for example `FP32 [any, 214]`."""
-    return f"{spec.datatype} [{', '.join('any' if axis < 0 else str(axis) for axis in spec.shape)}]"
+            raise InvalidInput("the model has no such output", field=f"outputs.{name}", fix=f"it has {in_words(known)}")
 
 
 def mismatch(promised: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...]) -> str | None:
@@ -115,7 +57,3 @@ def non_finite(outputs: Mapping[str, Array]) -> str | None:
 
 def _shapes_agree(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return len(one) == len(other) and all(a == b or -1 in (a, b) for a, b in zip(one, other, strict=True))
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from common.artifact import TensorSpec
+from common.artifact.tensors import DTYPES, Array
 from common.errors import FerryError
 from edge_agent.inference.engine import Session
 from edge_agent.inference.health import Health
-from edge_agent.inference.tensors import DTYPES, Array, mismatch, non_finite, synthetic
+from edge_agent.inference.tensors import mismatch, non_finite, synthetic
 
 WARM_UP_RUNS = 2
 """The first run allocates; the second shows that it left nothing behind that breaks the next."""

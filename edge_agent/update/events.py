@@ -96,13 +96,19 @@ class Built(Event, frozen=True, kw_only=True):
 
 
 class Warmed(Event, frozen=True, kw_only=True):
-    """The candidate is loaded and gave finite answers to made-up inputs."""
+    """The candidate is loaded, gave finite answers to made-up inputs and the right ones to its samples."""
 
 
 class ModelRefused(Event, frozen=True, kw_only=True):
-    """The engine cannot load the candidate, or it answers nonsense to made-up inputs."""
+    """The engine cannot load the candidate, or it answers nonsense to made-up inputs or wrongly to its samples."""
 
     code: str
+    detail: str
+
+
+class TooSlow(Event, frozen=True, kw_only=True):
+    """The candidate answers its samples rightly, and slower than it may; perhaps the device was busy."""
+
     detail: str
 
 
@@ -132,7 +138,9 @@ class SlotLost(Event, frozen=True, kw_only=True):
 
 
 class Unservable(Event, frozen=True, kw_only=True):
-    """The installed release is intact, but the engine would not load it after a restart."""
+    """The installed release is intact, but after a restart the engine would not load it, or it answered its samples
+    wrongly.
+    """
 
     code: str
     detail: str
@@ -165,7 +173,9 @@ class Build(Effect, frozen=True, kw_only=True):
 
 
 class Warm(Effect, frozen=True, kw_only=True):
-    """Load `candidate` beside what serves, and try it."""
+    """Load `candidate` beside what serves, and try it. May end in `Warmed`, `ModelRefused`, `TooSlow`, `SlotLost` or
+    `Interrupted`.
+    """
 
     candidate: Installed
 

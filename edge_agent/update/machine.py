@@ -8,7 +8,7 @@ table. What holds in every state:
 - Bytes in quarantine are not tried again until an order with a higher number asks for them.
 - Nothing is fetched that the order's byte budget does not allow; an order over it waits for a better offer, or fails.
 - Trouble that may pass (network, disk) is waited for with a growing delay and never becomes a verdict; bytes that come
-  wrong, and candidates that the program does not survive, are tried a limited number of times.
+  wrong, and candidates that are too slow or that the program does not survive, are tried a limited number of times.
 
 What a restart does is the answer to `Restarted`, which every stage answers; `resume` is another name for it.
 """
@@ -70,7 +70,8 @@ MOVES = (
     _move(ev.RetryDue, {PROBATION}, moves.watch_again, (), "retry"),
     _move(ev.Built, {VERIFYING}, moves.built, {WARMING}, "built and verified"),
     _move(ev.Warmed, {WARMING}, moves.switch, {SWITCHING}, "warm"),
-    _move(ev.ModelRefused, {WARMING}, moves.not_fit, {FAILED}, "engine refuses"),
+    _move(ev.ModelRefused, {WARMING}, moves.not_fit, {FAILED}, "engine refuses, wrong answers"),
+    _move(ev.TooSlow, {WARMING}, moves.measure_again, {FAILED}, "too slow"),
     _move(ev.Switched, {SWITCHING}, moves.on_probation, {PROBATION}, "switched"),
     _move(ev.HealthChecked, {PROBATION}, moves.judge, {IDLE, FAILED}, "verdict"),
     _move(ev.Probed, {PROBATION}, moves.judge_probe, {IDLE, FAILED}, "verdict"),
@@ -81,8 +82,8 @@ MOVES = (
     _move(ev.SlotLost, GETTING, moves.slot_lost, {FETCHING}, "slot lost"),
     _move(ev.SlotLost, {WARMING}, moves.slot_lost, {FETCHING, FAILED}, "slot lost"),
     _move(ev.SlotLost, {FAILED}, moves.slot_lost, (), "slot lost"),
-    _move(ev.Unservable, {IDLE}, moves.unservable, {FAILED}, "will not load"),
-    _move(ev.Unservable, GETTING | {WARMING, FAILED}, moves.unservable, (), "will not load"),
+    _move(ev.Unservable, {IDLE}, moves.unservable, {FAILED}, "will not load or answers wrongly"),
+    _move(ev.Unservable, GETTING | {WARMING, FAILED}, moves.unservable, (), "will not load or answers wrongly"),
 )
 
 TABLE = {(stage, move.event): move for move in MOVES for stage in move.stages}
@@ -100,6 +101,7 @@ IGNORED: dict[type[ev.Event], frozenset[Stage]] = {
     ev.Built: ALL - {VERIFYING},
     ev.Warmed: ALL - {WARMING},
     ev.ModelRefused: ALL - {WARMING},
+    ev.TooSlow: ALL - {WARMING},
     ev.Switched: ALL - {SWITCHING},
     ev.HealthChecked: ALL - {PROBATION},
     ev.Probed: ALL - {PROBATION},

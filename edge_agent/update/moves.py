@@ -6,6 +6,7 @@ from edge_agent.update import events as ev
 from edge_agent.update.choice import offered
 from edge_agent.update.outcomes import (
     REDOWNLOADS_MAX,
+    SLOW_TRIES_MAX,
     STRIKES_MAX,
     Step,
     adopted,
@@ -155,6 +156,16 @@ def not_fit(state: ModelState, event: ev.ModelRefused) -> Step:
     return given_up(state, "failed", event.at, event.code, event.detail), (ev.Tidy(),)
 
 
+def measure_again(state: ModelState, event: ev.TooSlow) -> Step:
+    """Slower than its self-test allows: measure again later, for the device may be busy; after some tries it fails."""
+    slow = replace(state, slow_tries=state.slow_tries + 1)
+    if slow.slow_tries >= SLOW_TRIES_MAX:
+        detail = f"too slow {SLOW_TRIES_MAX} times: {event.detail}"
+        return given_up(slow, "failed", event.at, "self_test_failed", detail), (ev.Tidy(),)
+    waiting = replace(slow, attempt=state.attempt + 1, trouble=f"measuring again later: {event.detail}")
+    return waiting, (ev.Wait(attempt=state.attempt),)
+
+
 def on_probation(state: ModelState, event: ev.Switched) -> Step:
     """It serves; the old release stands behind it until it has proven itself."""
     candidate = replace(tried(state), activated_at=event.at)
@@ -261,7 +272,7 @@ def _without_installed(state: ModelState, event: ev.SlotLost) -> Step:
 
 
 def unservable(state: ModelState, event: ev.Unservable) -> Step:
-    """Intact bytes that this engine will not load (any more): the previous release, and no second download."""
+    """Intact bytes that this engine will not load or answers wrongly with: the previous release, no second download."""
     fallen = replace(state, installed=state.previous, previous=None)
     if state.stage is Stage.IDLE:
         fallen = given_up(fallen, "failed", event.at, event.code, event.detail)

@@ -22,6 +22,8 @@ from edge_agent.update.state import (
 
 REDOWNLOADS_MAX = 1
 """Bytes that came wrong are fetched from the start this many times."""
+SLOW_TRIES_MAX = 8
+"""A candidate that was slower than its self-test allows this many times is given up; a busy device had its pauses."""
 STRIKES_MAX = 2
 """A candidate during which the program died this many times is taken back."""
 
@@ -43,6 +45,7 @@ def begin(state: ModelState, target: DesiredModel, traceparent: str | None, at: 
         tally=Tally(),
         attempt=0,
         redownloads=0,
+        slow_tries=0,
         strikes=0,
         refused=(),
         refusal="",

@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from common.artifact import ArtifactRef, TensorSpec, digest_of
+from common.artifact.selftest import SelfTest
 from common.ids import Digest, ModelName, Version
 from common.wire import DesiredModel, Strategy, Transport, UpdateReport
 
@@ -35,7 +36,7 @@ class Stage(StrEnum):
     VERIFYING = "verifying"
     """The files are being rebuilt in the idle slot and their digests checked."""
     WARMING = "warming"
-    """The candidate is being loaded and tried with made-up inputs; the installed release serves."""
+    """The candidate is being loaded and tried with made-up inputs and its samples; the installed release serves."""
     SWITCHING = "switching"
     """The candidate is about to answer requests, or just began to."""
     PROBATION = "probation"
@@ -47,7 +48,9 @@ class Stage(StrEnum):
 
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
-    """A complete, verified release in a slot: all of `files`, of which `onnx_file` is the one to load."""
+    """A complete, verified release in a slot: all of `files`, of which `onnx_file` is the one to load, and one has the
+    samples of `self_test`, if it carries one.
+    """
 
     slot: Slot
     version: Version
@@ -57,6 +60,7 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     manifest: ArtifactRef
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    self_test: SelfTest | None = None
     activated_at: float | None = None
 
     @property
@@ -129,6 +133,8 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
     """Transient failures since the last progress: the exponent of the backoff."""
     redownloads: int = 0
     """Times the bytes came whole and wrong."""
+    slow_tries: int = 0
+    """Times the candidate was slower than its self-test allows."""
     strikes: int = 0
     """Times the program died while the candidate was loaded or served."""
     refused: tuple[Digest, ...] = ()

@@ -8,7 +8,9 @@ from onnx import helper, numpy_helper
 
 from common.artifact.parts import cut, encode_index, index_of
 from common.artifact.protobuf import Span
+from common.artifact.samples import Sample, encode_samples
 from common.artifact.source import BytesSource
+from common.artifact.tensors import DTYPES
 from common.delta import sparse
 from common.delta.layout import FRAMED, PREFIXED, RAW, SPARSE, read_header
 from common.delta.operations import Add, Copy, Literal, TensorBlock
@@ -202,6 +204,14 @@ def models() -> Iterator[bytes]:
     yield model_bytes(initializers=[tensor, packed, outside])
     for entries in ('{"w":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}', '{"__metadata__":{"a":"b"}}'):
         yield len(entries).to_bytes(8, "little") + entries.encode() + bytes(24)
+
+
+def samples() -> Iterator[bytes]:
+    """Every type that a tensor may have, strings among them."""
+    texts = np.array([["", "été"]], object)
+    numbers = {name: np.arange(6).reshape(2, 3).astype(dtype) for name, dtype in DTYPES.items() if dtype.kind != "O"}
+    yield encode_samples([Sample("one", numbers, {"texts": texts})])
+    yield encode_samples([Sample("one", {}, {"y": np.array(1.5)}), Sample("two", {"x": np.zeros((0, 4))}, {})])
 
 
 def indexes() -> Iterator[bytes]:

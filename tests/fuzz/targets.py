@@ -15,6 +15,7 @@ import numpy as np
 from common import delta
 from common.artifact.parts import decode_index, encode_index
 from common.artifact.protobuf import Span
+from common.artifact.samples import decode_samples, encode_samples
 from common.artifact.source import BytesSource
 from common.artifact.weights import ELEMENT_BITS, Weight, external_weights, weights
 from common.delta import frames
@@ -168,6 +169,12 @@ def _parts(data: bytes) -> None:
     assert decode_index(encode_index(index), size) == index
 
 
+def _samples(data: bytes) -> None:
+    """Samples of a self-test. What is read is written and read again as the same."""
+    encoded = encode_samples(decode_samples(data))
+    assert encode_samples(decode_samples(encoded)) == encoded
+
+
 def _pair(data: bytes) -> tuple[Pair, bytes]:
     return pairs()[data[0] % len(pairs()) if data else 0], data[1:]
 
@@ -195,6 +202,7 @@ TARGETS = {
     "integers": Target(_integers, seeds.integer_streams),
     "weights": Target(_weights, seeds.models),
     "parts": Target(_parts, seeds.indexes),
+    "samples": Target(_samples, seeds.samples),
 }
 
 

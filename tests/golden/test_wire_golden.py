@@ -15,11 +15,12 @@ from common.wire import DesiredState, JoinString, Message, decode, encode
 from common.wire.codec import BYTES_MAX
 from common.wire.messages import DESIRED_PAYLOAD_TYPE
 from tests.property.test_wire import EXAMPLES
-from tests.unit.test_manifest import VARIANT, manifest
+from tests.unit.test_manifest import TESTED, VARIANT, manifest
 
 FOLDER = Path(__file__).parent / "wire"
 MESSAGES: dict[str, Message] = {f"v1-{type(one).__name__}": one for one in EXAMPLES}
 MANIFEST = manifest(default=VARIANT)
+MANIFESTS = {"v1-manifest": MANIFEST, "v1-manifest-self-test": manifest(default=TESTED, plain=VARIANT)}
 JOIN = JoinString("http://127.0.0.1:8480", "ferryj_token")
 
 
@@ -32,10 +33,11 @@ def test_every_message_type_has_a_released_file() -> None:
     assert {f"v1-{kind.__name__}" for kind in BYTES_MAX} == {path.stem for path in FOLDER.glob("*.bin")}
 
 
-def test_a_released_manifest_keeps_its_bytes_and_so_its_digest() -> None:
-    data = (FOLDER / "v1-manifest.json").read_bytes()
-    assert decode_manifest(data) == MANIFEST
-    assert encode_manifest(MANIFEST) == data
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_released_manifest_keeps_its_bytes_and_so_its_digest(name: str) -> None:
+    data = (FOLDER / f"{name}.json").read_bytes()
+    assert decode_manifest(data) == MANIFESTS[name]
+    assert encode_manifest(MANIFESTS[name]) == data
 
 
 def test_a_released_order_and_a_released_manifest_are_still_believed() -> None:
@@ -54,7 +56,7 @@ def _write_missing() -> None:
     FOLDER.mkdir(exist_ok=True)
     signer = Signer.generate()
     files = {f"{name}.bin": encode(message) for name, message in MESSAGES.items()}
-    files["v1-manifest.json"] = encode_manifest(MANIFEST)
+    files |= {f"{name}.json": encode_manifest(one) for name, one in MANIFESTS.items()}
     files["v1-join.txt"] = str(JOIN).encode()
     if not (FOLDER / "v1-key.json").exists():
         files["v1-key.json"] = msgspec.json.encode(signer.public_key)

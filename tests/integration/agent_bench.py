@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from common.backoff import Backoff
-from common.clock import SystemClock
+from common.clock import Clock, SystemClock
 from common.wire import ReportedModel, UpdateReport
 from edge_agent.executor import Executor, Parts, UpdateLimits
 from edge_agent.fetch import FetchLimits, make_fetcher, open_session
+from edge_agent.inference.engine import Engine
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import Journal
@@ -27,11 +28,18 @@ PLENTY = 10**12
 class Device:
     """One device."""
 
-    def __init__(self, folder: Path, desk: ReleaseDesk, free: Callable[[], int] = lambda: PLENTY) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        desk: ReleaseDesk,
+        free: Callable[[], int] = lambda: PLENTY,
+        engine: Engine | None = None,
+        stopwatch: Clock | None = None,
+    ) -> None:
         self.journal = Journal(folder / "journal.db")
         self.slots = Slots(folder, free=lambda _: free())
         clock = SystemClock()
-        self.server = ModelServer(OrtEngine(), Recorder(clock.now()), clock, workers=2)
+        self.server = ModelServer(engine or OrtEngine(), Recorder(clock.now()), stopwatch or clock, workers=2)
         self.session = open_session("token")
         self.executor = Executor(
             Parts(
@@ -85,8 +93,15 @@ class Device:
 
 
 @asynccontextmanager
-async def device_at(folder: Path, desk: ReleaseDesk, free: Callable[[], int] = lambda: PLENTY) -> AsyncIterator[Device]:
-    device = Device(folder, desk, free)
+async def device_at(
+    folder: Path,
+    desk: ReleaseDesk,
+    free: Callable[[], int] = lambda: PLENTY,
+    engine: Engine | None = None,
+    stopwatch: Clock | None = None,
+) -> AsyncIterator[Device]:
+    """A device that runs for the block. `engine` and `stopwatch` are the model server's; by default the real ones."""
+    device = Device(folder, desk, free, engine, stopwatch)
     await device.executor.start()
     try:
         yield device

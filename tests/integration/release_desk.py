@@ -20,6 +20,7 @@ from common.artifact.manifest import PAYLOAD_TYPE
 from common.artifact.onnx_io import read_signature
 from common.artifact.parts import cut, encode_index, index_of, missing_bytes
 from common.artifact.protobuf import Span
+from common.artifact.selftest import SelfTest
 from common.artifact.source import BytesSource
 from common.ids import DeviceId, Digest, ModelName, Version
 from common.trust import PublicKey, Signer
@@ -89,16 +90,17 @@ class ReleaseDesk:
         patches: Iterable[PatchOffer] = (),
         parts: Iterable[PartsOffer] = (),
         weights: Mapping[str, bytes] | None = None,
+        self_test: SelfTest | None = None,
         **changes: Any,
     ) -> DesiredModel:
         """The order for `data`, with `weights` beside it, as `version`. The offers are made for each file.
 
-        `manifest_of` lets the manifest speak of other bytes.
+        `manifest_of` lets the manifest speak of other bytes. The samples of `self_test` are among `weights`.
         """
         refs = {name: self.put(content) for name, content in {ONNX_FILE: data, **(weights or {})}.items()}
         signature = read_signature(BytesSource(data))
         promised = refs | ({ONNX_FILE: self.put(manifest_of)} if manifest_of else {})
-        variant = Variant(promised, ONNX_FILE, signature.inputs, signature.outputs)
+        variant = Variant(promised, ONNX_FILE, signature.inputs, signature.outputs, self_test)
         manifest = ReleaseManifest(MODEL, Version(version), {"default": variant})
         envelope = self.put(self.signer.sign(PAYLOAD_TYPE, encode_manifest(manifest)))
         fields: dict[str, Any] = {"order": self.generation + 1, "probation_s": 0.3} | changes

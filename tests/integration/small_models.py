@@ -12,12 +12,12 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper, save_model
 from onnx.external_data_helper import set_external_data
 
 from common.artifact import TensorSpec
+from common.artifact.tensors import Array
 from common.clock import SystemClock
 from common.ids import ModelName, Version
 from edge_agent.inference.engine import Session
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.serving import ModelServer
-from edge_agent.inference.tensors import Array
 from edge_agent.telemetry.recorder import Recorder
 
 MODEL = ModelName("adder")
@@ -73,6 +73,12 @@ def endless_unless_zero(path: Path) -> Path:
         helper.make_node("Loop", ["turns", "endless", "x"], ["y"], body=body),
     ]
     return _save(path, nodes, [turns])
+
+
+def noisy(path: Path) -> Path:
+    """y = x + a random number, another one in every run."""
+    nodes = [helper.make_node("RandomNormalLike", ["x"], ["noise"]), helper.make_node("Add", ["x", "noise"], ["y"])]
+    return _save(path, nodes, [])
 
 
 def always_nan(path: Path) -> Path:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from common.artifact.tensors import DTYPES, Array
 from common.errors import InvalidInput
 from edge_agent.inference.protocol import InferRequest, decode_request, encode_response
-from edge_agent.inference.tensors import DTYPES, Array
 
 NUMERIC = sorted(DTYPES.keys() - {"BYTES"})
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)

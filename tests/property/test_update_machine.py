@@ -19,7 +19,7 @@ VERSIONS = st.integers(1, 3)
 BUDGETS = (None, None, 50, 400, 1200, 2150)
 """In bytes: for any way, nothing, offers alone, one whole file, and both but no byte twice."""
 ON_EXCEED: tuple[OnExceed, ...] = ("defer", "fail")
-OUTCOMES = ("good", "good", "good", "transient", "wrong", "manifest", "refused", "unhealthy", "quiet")
+OUTCOMES = ("good", "good", "good", "transient", "wrong", "manifest", "refused", "slow", "unhealthy", "quiet")
 FAST = settings(
     max_examples=200,
     stateful_step_count=30,
@@ -95,6 +95,10 @@ class Updates(RuleBasedStateMachine):
     def the_engine_changes(self, version: int) -> None:
         self.world.change_engine(version)
 
+    @rule(version=VERSIONS)
+    def the_device_is_too_slow(self, version: int) -> None:
+        self.world.slow_down(version)
+
     def teardown(self) -> None:
         self.world.fuse = None
         self.world.settle()
@@ -113,7 +117,7 @@ def test_every_mutant_is_caught(mutant: Machine) -> None:
 
 def test_the_same_walks_find_nothing_wrong_and_go_every_arrow_of_the_table() -> None:
     seen = set()
-    for seed in range(8000):
+    for seed in range(12_000):
         world = World(step)
         walk(world, random.Random(seed))
         seen |= world.arrows
@@ -159,6 +163,8 @@ def walk(world: World, chance: random.Random) -> None:
             world.rot(chance.choice(SLOTS))
         elif draw < 0.93:
             world.change_engine(chance.randint(1, 3))
+        elif draw < 0.94:
+            world.slow_down(chance.randint(1, 3))
         elif draw < 0.96:
             world.fuse = chance.randint(0, 4)
         else:

@@ -49,6 +49,16 @@ def _condemns_for_a_broken_network(state: ModelState, event: ev.Event) -> Step:
     return step(state, event)
 
 
+def _measures_for_ever(state: ModelState, event: ev.Event) -> Step:
+    return step(replace(state, slow_tries=0), event)
+
+
+def _condemns_a_busy_device(state: ModelState, event: ev.Event) -> Step:
+    if isinstance(event, ev.TooSlow):
+        event = ev.ModelRefused(at=event.at, code="self_test_failed", detail=event.detail)
+    return step(state, event)
+
+
 def _gives_up_waiting(state: ModelState, event: ev.Event) -> Step:
     after, effects = step(state, event)
     return after, tuple(effect for effect in effects if not isinstance(effect, ev.Wait))
@@ -94,6 +104,8 @@ MUTANTS: tuple[Machine, ...] = (
     _fetches_wrong_bytes_for_ever,
     _never_strikes,
     _condemns_for_a_broken_network,
+    _measures_for_ever,
+    _condemns_a_busy_device,
     _gives_up_waiting,
     _serves_nothing_after_a_restart,
     _forgets_what_it_spent,

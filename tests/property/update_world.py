@@ -29,7 +29,7 @@ from edge_agent.update import (
 )
 from edge_agent.update import events as ev
 from edge_agent.update.choice import Local, Plan, TooDear, choose, downloads, possible_downloads
-from edge_agent.update.outcomes import REDOWNLOADS_MAX, STRIKES_MAX, Step
+from edge_agent.update.outcomes import REDOWNLOADS_MAX, SLOW_TRIES_MAX, STRIKES_MAX, Step
 from edge_agent.update.state import files_of, fingerprint
 
 MODEL = ModelName("kinds")
@@ -120,6 +120,9 @@ class World:
         """The budget in the newest order for these files."""
         self.unloadable: set[Digest] = set()
         """What the engine of this device refuses (any more)."""
+        self.too_slow: set[Digest] = set()
+        """What this device is too slow for, for good."""
+        self.slow_tries: Counter[float] = Counter()
         self.arrows: set[tuple[Stage, type[ev.Event], Stage]] = set()
         """Every move that was seen."""
         self._orders_seen = 0
@@ -130,12 +133,12 @@ class World:
         """One event and what follows from it at once; the process may die on the way and comes back."""
         self.now += 1.0
         convicted, wrong, proven = dict(self.convicted), self.wrong_downloads.copy(), set(self.proven)
-        wasted, too_dear = self.wasted.copy(), set(self.too_dear)
+        wasted, too_dear, slow = self.wasted.copy(), set(self.too_dear), self.slow_tries.copy()
         try:
             event = make(self.now)
             if self.fuse == 0:  # it dies before it can write down what happened: nobody will ever know
                 self.convicted, self.wrong_downloads, self.proven = convicted, wrong, proven
-                self.wasted, self.too_dear = wasted, too_dear
+                self.wasted, self.too_dear, self.slow_tries = wasted, too_dear, slow
             self._handle(event)
         except Died:
             self.die()
@@ -164,6 +167,10 @@ class World:
         """The program is started anew with an engine that refuses a release."""
         self.unloadable.add(ref_of(f"model {version}").digest)
         self.die(clean=True)
+
+    def slow_down(self, version: int) -> None:
+        """The device has other work that leaves a release too little."""
+        self.too_slow.add(ref_of(f"model {version}").digest)
 
     def finish_work(self, outcome: str) -> None:
         """The work under way ends: `good`, or in the way that `outcome` names where that applies."""
@@ -194,6 +201,8 @@ class World:
                 if outcome == "refused" or target.artifact.digest in self.unloadable:
                     self._convict()
                     return ev.ModelRefused(at=at, code="model_rejected", detail="")
+                if outcome == "slow" or target.artifact.digest in self.too_slow:
+                    return self._slow(at)
                 return ev.Warmed(at=at)
             case ev.Watch():
                 return self._verdict(outcome, lambda verdict: ev.HealthChecked(at=at, verdict=verdict, elapsed_s=11.0))
@@ -316,6 +325,14 @@ class World:
         self.wrong_downloads[began] += 1
         if self.wrong_downloads[began] > REDOWNLOADS_MAX:
             self._convict()
+
+    def _slow(self, at: float) -> ev.Event:
+        began = self.journal.started_at
+        self.slow_tries[began] += 1
+        assert self.slow_tries[began] <= SLOW_TRIES_MAX, "a slow release is tried without end"
+        if self.slow_tries[began] == SLOW_TRIES_MAX:
+            self._convict()
+        return ev.TooSlow(at=at, detail="")
 
     def _verdict(self, outcome: str, event: Callable[[ev.Verdict], ev.Event]) -> ev.Event:
         if outcome == "unhealthy":

@@ -11,6 +11,7 @@ from common.artifact import (
     digest_of,
     encode_manifest,
 )
+from common.artifact.selftest import Close, Exact, Rule, SelfTest, Top1
 from common.errors import IntegrityFailure
 from common.ids import ModelName, Version
 
@@ -18,6 +19,10 @@ FILE = ArtifactRef(digest_of(b"model"), 5)
 DATA = ArtifactRef(digest_of(b"weights"), 7)
 INPUTS, OUTPUTS = (TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1,)),)
 VARIANT = Variant({"model.onnx": FILE, "model.onnx.data": DATA}, "model.onnx", INPUTS, OUTPUTS)
+
+RULES: dict[str, Rule] = {"y": Close(rtol=0.001, atol=0.5), "label": Exact(), "scores": Top1()}
+SELF_TEST = SelfTest(samples="selftest.safetensors", count=3, rules=RULES, latency_max_s=0.2)
+TESTED = Variant({**VARIANT.files, "selftest.safetensors": DATA}, "model.onnx", INPUTS, OUTPUTS, SELF_TEST)
 
 
 def manifest(**variants: Variant) -> ReleaseManifest:
@@ -66,3 +71,35 @@ def test_the_order_of_variants_does_not_change_the_bytes() -> None:
 def test_anything_else_is_refused(data: bytes) -> None:
     with pytest.raises(IntegrityFailure):
         decode_manifest(data)
+
+
+def test_a_self_test_is_signed_with_the_rest_and_its_samples_are_a_file_like_any_other() -> None:
+    tested = decode_manifest(encode_manifest(manifest(default=TESTED))).variants["default"]
+    assert tested == TESTED
+    assert tested.size == TESTED.size == 19
+    assert tested.data_files == VARIANT.data_files == ("model.onnx.data",)
+
+
+def test_who_knows_no_self_tests_finds_the_samples_among_the_files() -> None:
+    known = encode_manifest(manifest(default=TESTED)).replace(b'"self_test":', b'"unknown":')
+    assert decode_manifest(known).variants["default"].files == TESTED.files
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        (b'"samples":"selftest.safetensors"', b'"samples":"other.safetensors"'),
+        (b'"samples":"selftest.safetensors"', b'"samples":"model.onnx"'),
+        (b'"count":3', b'"count":0'),
+        (b'"count":3', b'"count":33'),
+        (b'"rtol":0.001', b'"rtol":-0.001'),
+        (b'"rtol":0.001', b'"rtol":1e999'),
+        (b'"rule":"top1"', b'"rule":"top5"'),
+        (b'"latency_max_s":0.2', b'"latency_max_s":0'),
+    ],
+)
+def test_a_self_test_that_cannot_be_is_refused(right: bytes, wrong: bytes) -> None:
+    data = encode_manifest(manifest(default=TESTED))
+    assert right in data
+    with pytest.raises(IntegrityFailure):
+        decode_manifest(data.replace(right, wrong))

@@ -1,8 +1,10 @@
 """Which patches are worth having: from the file that plays the same part in another build."""
 
 import pytest
+from msgspec.structs import replace
 
 from common.artifact import ArtifactRef, ReleaseManifest, Variant, digest_of
+from common.artifact.selftest import Exact, SelfTest
 from common.ids import Digest
 from controller.devices import Device
 from controller.rollouts.patching import Lineage, PatchKey, bases_of, counterparts, wanted_patches
@@ -30,6 +32,13 @@ def test_files_are_paired_by_their_part_then_by_name_then_by_place(
     new: tuple[str, ...], old: tuple[str, ...], pairs: dict[str, str]
 ) -> None:
     assert counterparts(build("2", *new), build("1", *old)) == pairs
+
+
+def test_samples_are_paired_with_samples_and_never_with_weights() -> None:
+    test = SelfTest(samples="samples", count=1, rules={"y": Exact()})
+    weighted, sampled = build("1", "m.onnx", "weights"), replace(build("2", "m.onnx", "samples"), self_test=test)
+    assert counterparts(sampled, weighted) == counterparts(weighted, sampled) == {"m.onnx": "m.onnx"}
+    assert counterparts(sampled, sampled) == {"m.onnx": "m.onnx", "samples": "samples"}
 
 
 def lineage(*builds: Variant) -> Lineage:

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from common.artifact import TensorSpec
-from edge_agent.inference.tensors import Array
+from common.artifact.tensors import Array
 
 RELATIVE_MAX: Final = 1e-3
 """Deviation of a float from what came out alone: kernels for other shapes add in another order."""
