@@ -26,7 +26,7 @@ from edge_agent.inference.http import inference_app, serve
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import FILE_NAME, Journal
-from edge_agent.machine import capabilities
+from edge_agent.machine import boot_number, capabilities
 from edge_agent.slots import Slots
 from edge_agent.telemetry.metrics import ExportingRecorder
 from edge_agent.telemetry.recorder import Recorder
@@ -87,6 +87,7 @@ class Agent:
             chance=self._chance,
             keys=identity.signing_keys,
             changed=self._changed,
+            boot=boot_number(),
         )
         executor = Executor(parts, identity.device)
         self._standing = executor.standing

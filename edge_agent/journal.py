@@ -11,8 +11,9 @@ it, and the newest order is carried out afresh: a state that nobody knows means 
 import logging
 import sqlite3
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlite_utils import Database
@@ -50,6 +51,20 @@ class AcceptedOrder(msgspec.Struct, frozen=True, kw_only=True):
     envelope: bytes
 
 
+class LastRun(NamedTuple):
+    """How the program's last run ended: `clean`, in good order (also before the first); `rebooted`, whether the machine
+    was started anew since.
+    """
+
+    clean: bool
+    rebooted: bool
+
+    @property
+    def power_cut(self) -> bool:
+        """Whether what was not synced may be gone."""
+        return self.rebooted and not self.clean
+
+
 class Salvaged(msgspec.Struct, frozen=True):
     """What is kept of a row that cannot be read as a whole."""
 
@@ -76,15 +91,15 @@ class Journal:
         with self._lock:
             self._db.close()
 
-    def begin_run(self) -> bool:
-        """Note that the program runs; returns whether its last run ended in good order (also before the first)."""
-        clean = self.number("running") == 0
-        self._set("running", 1)
-        return clean
+    def begin_run(self, boot: int = 0) -> LastRun:
+        """Note that the program runs, on a machine whose present run is known by the number `boot`."""
+        last = LastRun(clean=self.number("running") == 0, rebooted=self.number("boot") != boot)
+        self._set({"running": 1, "boot": boot})
+        return last
 
     def end_run(self) -> None:
         """Note that the program ends in good order."""
-        self._set("running", 0)
+        self._set({"running": 0})
 
     def load(self) -> dict[ModelName, ModelState]:
         """What is known of every model."""
@@ -129,7 +144,7 @@ class Journal:
     def count(self, name: str) -> int:
         """The number `name`, raised by one first: a value that no earlier run has had."""
         value = self.number(name) + 1
-        self._set(name, value)
+        self._set({name: value})
         return value
 
     def number(self, name: str) -> int:
@@ -138,8 +153,9 @@ class Journal:
             found = self._db.execute("SELECT value FROM numbers WHERE name = ?", [name]).fetchone()
         return int(found[0]) if found else 0
 
-    def _set(self, name: str, value: int) -> None:
-        self._write(lambda db: db.table("numbers").upsert({"name": name, "value": value}, pk="name"))
+    def _set(self, numbers: Mapping[str, int]) -> None:
+        rows = [{"name": name, "value": value} for name, value in numbers.items()]
+        self._write(lambda db: db.table("numbers").upsert_all(rows, pk="name"))
 
     def _write(self, work: Any) -> None:
         try:

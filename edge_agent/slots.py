@@ -13,7 +13,6 @@ swept away. A full disk is `StorageFull`, asked for before the work where the si
 them in a thread.
 """
 
-import errno
 import os
 import re
 import shutil
@@ -22,11 +21,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from common import durable
 from common.artifact import ArtifactRef, Hasher, hex_of
 from common.artifact.manifest import FILE_NAME
-from common.durable import explaining_full_disk, fsync_folder, write_file
 from common.errors import IntegrityFailure, NotFound, StorageFull
 from common.ids import Digest, ModelName
+from edge_agent.fetch import cut_to_flushed
 from edge_agent.update import MANIFEST_FILE, Slot
 
 SLOTS: tuple[Slot, ...] = ("a", "b")
@@ -56,9 +56,10 @@ class Slots:
         self._downloads = folder / "downloads"
         self._reserve_bytes = reserve_bytes
         self._free = free
-        with explaining_full_disk(folder):
+        with durable.explaining_full_disk(folder):
             for made in (self._models, self._downloads):
-                made.mkdir(parents=True, exist_ok=True)
+                durable.make_folder(made)
+            durable.fsync_folder(folder)  # a start that died may have made them without
 
     def path(self, model: ModelName, slot: Slot, name: str) -> Path:
         """A release's file in a slot. `IntegrityFailure` for a name that no file of a release may have."""
@@ -95,33 +96,31 @@ class Slots:
         """
         folder = self._models / model / slot
         new, old = folder.with_name(slot + NEW_SUFFIX), folder.with_name(slot + OLD_SUFFIX)
-        with explaining_full_disk(folder):
-            _remove(new)
-            new.mkdir(parents=True)
+        with durable.explaining_full_disk(folder):
+            durable.remove(new)
+            durable.make_folder(folder.parent)
+            durable.make_folder(new)
             try:
                 yield NewSlot(new)
-                write_file(new / MANIFEST_FILE, manifest)  # and with it the names of all files are on the disk
-                _remove(old)
+                durable.write_file(new / MANIFEST_FILE, manifest)  # and with it the names of all files are on the disk
+                durable.remove(old)
                 if folder.exists():
-                    folder.rename(old)
-                new.rename(folder)
+                    durable.move(folder, old)
+                durable.move(new, folder)
             finally:
-                _remove(new)
-            fsync_folder(folder.parent)
-            fsync_folder(self._models)
-            _remove(old)
+                durable.remove(new)
+            durable.fsync_folder(folder.parent)
+            durable.fsync_folder(self._models)
+            durable.remove(old)
 
     @contextmanager
     def intermediate(self, ref: ArtifactRef, fill: Callable[[Sink], object]) -> Iterator[Path]:
         """A file for the time of the block, as `fill` writes it; `IntegrityFailure` unless it becomes `ref`."""
         path = self.download_path(ref.digest).with_suffix(MADE_SUFFIX)
-        with explaining_full_disk(path):
-            try:
-                with path.open("wb") as file:
-                    _write(file, ref, fill)
-                yield path
-            finally:
-                path.unlink(missing_ok=True)
+        with durable.scratch_file(path) as file:
+            _write(file, ref, fill)
+            file.close()
+            yield path
 
     def verify(self, model: ModelName, slot: Slot, files: Mapping[str, ArtifactRef], manifest: ArtifactRef) -> bool:
         """Whether the slot holds exactly these bytes under these names."""
@@ -134,35 +133,40 @@ class Slots:
         """Empty the model's slots that are not in `keep`, and remove these downloads."""
         for slot in SLOTS:
             if slot not in keep:
-                _remove(self._models / model / slot)
+                durable.remove(self._models / model / slot)
         for digest in downloads:
             path = self.download_path(digest)
-            _remove(path)
-            _remove(path.with_name(path.name + PART_SUFFIX))
+            durable.remove(path)
+            durable.remove(path.with_name(path.name + PART_SUFFIX))
 
     def drop(self, digest: Digest) -> None:
         """Remove a download whose bytes are worth nothing."""
-        self.download_path(digest).unlink(missing_ok=True)
+        durable.remove(self.download_path(digest))
 
-    def sweep(self, slots: Collection[tuple[ModelName, Slot]], downloads: Iterable[Digest]) -> None:
+    def sweep(
+        self, slots: Collection[tuple[ModelName, Slot]], downloads: Iterable[Digest], *, flushed_only: bool = False
+    ) -> None:
         """Remove every file that is in none of `slots` and no download of one of `downloads`.
 
         A slot that was to be replaced in the moment of a crash is put back first: the new one may be made from it.
+        `flushed_only`: of downloads under way only what is sure to have reached the disk is kept (after a power cut).
         """
         for old in self._models.glob(f"*/*{OLD_SUFFIX}"):
             if not old.with_suffix("").exists():
-                old.rename(old.with_suffix(""))
+                durable.move(old, old.with_suffix(""))
         wanted = {hex_of(digest) for digest in downloads}
         for file in self._downloads.iterdir():
             if file.name.removesuffix(PART_SUFFIX) not in wanted:
-                _remove(file)
+                durable.remove(file)
+            elif flushed_only and file.name.endswith(PART_SUFFIX):
+                cut_to_flushed(file)
         known = {(str(model), str(slot)) for model, slot in slots}
         for folder in self._models.iterdir():
             for slot in folder.iterdir() if folder.is_dir() else ():
                 if (folder.name, slot.name) not in known:
-                    _remove(slot)
+                    durable.remove(slot)
             if not any(model == folder.name for model, _ in known):
-                _remove(folder)
+                durable.remove(folder)
 
 
 class NewSlot:
@@ -177,9 +181,8 @@ class NewSlot:
 
     def write(self, name: str, ref: ArtifactRef, fill: Callable[[Sink], object]) -> None:
         """Put in `ref`, as `fill` writes it into the sink it is given; `IntegrityFailure` when other bytes come."""
-        with self.path(name).open("wb") as file:
+        with durable.new_file(self.path(name)) as file:
             _write(file, ref, fill)
-            os.fsync(file.fileno())
 
     def take(self, name: str, ref: ArtifactRef, download: Path) -> None:
         """Put in a finished download without a second copy of it; the bytes are checked once more.
@@ -189,12 +192,7 @@ class NewSlot:
         """
         if not holds(download, ref):
             raise IntegrityFailure(f"the downloaded bytes are not {ref.digest}")
-        try:
-            os.link(download, self.path(name))
-        except OSError as error:
-            if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EMLINK}:
-                raise
-            download.rename(self.path(name))
+        durable.link_or_move(download, self.path(name))
 
 
 def _plain(name: str) -> str:
@@ -216,7 +214,6 @@ def _write(file: IO[bytes], ref: ArtifactRef, fill: Callable[[Sink], object]) ->
     fill(sink)
     if (hasher.digest(), hasher.size) != (ref.digest, ref.size):
         raise IntegrityFailure(f"the rebuilt bytes are not {ref.digest}")
-    file.flush()
 
 
 def holds(path: Path, ref: ArtifactRef) -> bool:
@@ -246,9 +243,3 @@ def _size(path: Path) -> int:
     except FileNotFoundError:
         return 0
 
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -55,13 +55,13 @@ class Executor:
     async def start(self) -> None:
         """Serve what is installed, then go on with what was under way and with the newest order."""
         journal, now = self._parts.journal, self._parts.clock.now()
-        clean = await asyncio.to_thread(journal.begin_run)
+        last = await asyncio.to_thread(journal.begin_run, self._parts.boot)
         states = await asyncio.to_thread(journal.load)
-        await asyncio.to_thread(self._sweep, list(states.values()))
+        await asyncio.to_thread(self._sweep, list(states.values()), flushed_only=last.power_cut)
         for state in states.values():
             lane = self._lane(state)
             await self._check_previous(lane)
-            lane.feed(ev.Restarted(at=now, clean=clean))
+            lane.feed(ev.Restarted(at=now, clean=last.clean))
         await asyncio.gather(*(lane.settled() for lane in self._lanes.values()))
         await asyncio.gather(*(lane.loaded() for lane in self._lanes.values()))
         self._order = await asyncio.to_thread(lambda: journal.order)
@@ -164,14 +164,15 @@ class Executor:
         if not await asyncio.to_thread(slots.verify, lane.state.model, release.slot, release.files, release.manifest):
             lane.feed(ev.SlotLost(at=self._parts.clock.now(), slot=release.slot))
 
-    def _sweep(self, states: list[ModelState]) -> None:
+    def _sweep(self, states: list[ModelState], *, flushed_only: bool) -> None:
         named = {
             (state.model, release.slot)
             for state in states
             for release in (state.installed, state.candidate, state.previous)
             if release is not None
         }
-        self._parts.slots.sweep(named, {name for state in states for name in wanted_downloads(state)})
+        downloads = {name for state in states for name in wanted_downloads(state)}
+        self._parts.slots.sweep(named, downloads, flushed_only=flushed_only)
 
 
 def _in_service_first(state: ModelState) -> tuple[bool, str]:

@@ -27,7 +27,9 @@ class UpdateLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Parts(NamedTuple):
-    """The agent's parts that an update needs. `changed` is called after every change that is worth a report."""
+    """The agent's parts that an update needs. `changed` is called after every change that is worth a report; `boot` is
+    the machine's run (see `Journal.begin_run`).
+    """
 
     journal: Journal
     slots: Slots
@@ -38,3 +40,4 @@ class Parts(NamedTuple):
     keys: tuple[PublicKey, ...]
     changed: Callable[[], None]
     limits: UpdateLimits = UpdateLimits()
+    boot: int = 0

@@ -2,7 +2,7 @@
 
 `faults` maps a digest to what is wrong with it: `tamper` flips a byte, `truncate` sends half and closes, `stall` sends
 half and no more, `missing` is 404; `break_once` sends half of the first answer and closes, `tamper_once` flips a byte
-of it. `sent` counts the bytes that left for each digest. The device's twin is here too: polls get the newest order,
+of it. While `offline` is true, every line to a blob breaks. `sent` counts the bytes that left for each digest. The device's twin is here too: polls get the newest order,
 reports are kept in `reports`.
 """
 
@@ -49,6 +49,7 @@ class ReleaseDesk:
         self.faults: dict[Digest, str] = {}
         self.sent: Counter[Digest] = Counter()
         self.asked: Counter[Digest] = Counter()
+        self.offline = False
         self.generation = 0
         self.url = ""
         self.newest = b""
@@ -157,6 +158,8 @@ class ReleaseDesk:
 
     async def _blob(self, request: web.Request) -> web.StreamResponse:
         digest = Digest(request.match_info["digest"])
+        if self.offline and request.transport:
+            request.transport.close()
         self.asked[digest] += 1
         fault = self.faults.get(digest, "")
         if fault == "missing" or digest not in self.blobs:

@@ -100,7 +100,7 @@ def test_a_run_that_was_not_ended_is_unclean(tmp_path: Path) -> None:
     verdicts = []
     for ends_well in (True, False, True):
         journal = Journal(tmp_path / "journal.db")
-        verdicts.append(journal.begin_run())
+        verdicts.append(journal.begin_run().clean)
         if ends_well:
             journal.end_run()
         journal.close()
@@ -144,7 +144,7 @@ def test_what_was_acknowledged_survives_being_killed(tmp_path: Path) -> None:
         child.stdout.close()
         child.wait()
         journal = Journal(path)
-        assert not journal.begin_run()
+        assert not journal.begin_run().clean
         order = journal.order
         assert order
         assert order.etag == f"sha256:{order.generation}"
