@@ -18,6 +18,9 @@ import msgspec
 SECTOR_BYTES = 512
 """What a disk writes whole: a torn write ends on a multiple of it."""
 
+PIECE_BYTES = 32 * 1024
+"""Of a larger write each piece may reach the disk alone."""
+
 
 class Op(msgspec.Struct, frozen=True, array_like=True):
     """One operation. `path` is below the run's folder; `to` is the new name of a rename or link.
@@ -111,7 +114,8 @@ class Disk:
             case "create" | "mkdir":
                 self._make(op)
             case "write":
-                self._file(op.path).unsaved.append((op.offset, op.data))
+                pieces = range(0, len(op.data), PIECE_BYTES)
+                self._file(op.path).unsaved += [(op.offset + at, op.data[at : at + PIECE_BYTES]) for at in pieces]
             case "truncate":
                 self._file(op.path).unsaved.append((op.offset, None))
             case "fsync":

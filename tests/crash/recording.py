@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
@@ -42,6 +42,14 @@ def available() -> str:
     return ""
 
 
+class Run(NamedTuple):
+    """A folder: `recorded` in the file system, and `behind` it, where nothing is written down."""
+
+    name: str
+    recorded: Path
+    behind: Path
+
+
 class Recorder:
     """A mounted recording file system below `folder`; runs are folders in it."""
 
@@ -51,6 +59,7 @@ class Recorder:
         self._record = folder / "record"
         self._process: subprocess.Popen[bytes] | None = None
         self._read = 0
+        self._runs = 0
         for made in (self._folder, self._mount):
             made.mkdir(parents=True)
 
@@ -74,14 +83,12 @@ class Recorder:
         self._process.kill()
         self._process.wait()
 
-    def run(self, name: str) -> Path:
+    def run(self) -> "Run":
         """A new folder in the file system."""
+        self._runs += 1
+        name = f"run{self._runs}"
         (self._folder / name).mkdir()
-        return self._mount / name
-
-    def behind(self, name: str) -> Path:
-        """The same folder, not recorded: for what is there before the run begins."""
-        return self._folder / name
+        return Run(name, self._mount / name, self._folder / name)
 
     def ops(self, name: str) -> list[Op]:
         """What has been done in the run `name`, and nowhere else, since the last call."""

@@ -24,6 +24,21 @@ TENSOR_BYTES = 64 * 1024
 LARGE_TENSORS = 10
 """Makes a download of three blocks."""
 
+NAMES = (
+    "first install",
+    "full",
+    "patch",
+    "chain",
+    "parts",
+    "back and forth",
+    "rollback",
+    "refused by the engine",
+    "wrong bytes",
+    "retire",
+    "change while fetching",
+    "change in probation",
+)
+
 Condition = Callable[[Device], object]
 
 
@@ -46,6 +61,8 @@ class Story(NamedTuple):
     steps: tuple[Step, ...]
     made: Mapping[Digest, tuple[Digest, bytes]]
     """Downloads that are no artifact: by name, the artifact they come from and what they must be."""
+    tampered: frozenset[Digest]
+    """Blobs that always come with their last byte wrong."""
 
 
 class Author:
@@ -58,21 +75,23 @@ class Author:
 
     def stories(self) -> dict[str, Callable[[], Story]]:
         """All of them, by name."""
-        return {
-            "first install": lambda: self._story("first install", [], [self.install(1, tensors=LARGE_TENSORS)]),
-            "full": lambda: self._story("full", [self.install(1)], [self.install(2, tensors=LARGE_TENSORS)]),
-            "patch": lambda: self._story("patch", [self.install(1)], [self.patched(2, 1)]),
-            "chain": lambda: self._story("chain", [self.install(1)], [self.chained(4, 1)]),
-            "parts": lambda: self._story("parts", [self.install(1)], [self.in_parts(2, 1)]),
+        made: dict[str, Callable[[], Story]] = {
+            "first install": lambda: self._story([], [self.install(1, tensors=LARGE_TENSORS)]),
+            "full": lambda: self._story([self.install(1)], [self.install(2, tensors=LARGE_TENSORS)]),
+            "patch": lambda: self._story([self.install(1)], [self.patched(2, 1)]),
+            "chain": lambda: self._story([self.install(1)], [self.chained(4, 1)]),
+            "parts": lambda: self._story([self.install(1)], [self.in_parts(2, 1)]),
             "back and forth": lambda: self._story(
-                "back and forth", [self.install(1), self.install(2)], [self.install(1), self.install(2)]
+                [self.install(1), self.install(2)], [self.install(1), self.install(2)]
             ),
             "rollback": self.rollback,
             "refused by the engine": self.refused,
-            "retire": lambda: self._story("retire", [self.install(1)], [self.retire(), self.install(2)]),
+            "wrong bytes": self.wrong_bytes,
+            "retire": lambda: self._story([self.install(1)], [self.retire(), self.install(2)]),
             "change while fetching": self.change_while_fetching,
             "change in probation": self.change_in_probation,
         }
+        return {name: lambda make=make, name=name: make()._replace(name=name) for name, make in made.items()}  # type: ignore[misc]  # mypy does not infer a lambda's defaults
 
     # Steps.
 
@@ -109,19 +128,25 @@ class Author:
         first = self._until_done(bad, "rolled_back")
         again = self._until_done(bad, "rolled_back")  # a newer order of the fleet that says the same of this model
         newer = self._until_done(msgspec.structs.replace(bad, order=self._desk.generation + 1), "rolled_back")
-        return self._story("rollback", before, [first, again, newer, self.install(3)])
+        return self._story(before, [first, again, newer, self.install(3)])
 
     def refused(self) -> Story:
         before = [self.install(1)]
         bad = self._desk.release("2", always_nan(self._folder / "nonsense.onnx").read_bytes())
-        return self._story("refused by the engine", before, [self._until_done(bad, "failed"), self.install(3)])
+        return self._story(before, [self._until_done(bad, "failed"), self.install(3)])
+
+    def wrong_bytes(self) -> Story:
+        before = [self.install(1)]
+        release = self._release(9, tensors=LARGE_TENSORS)
+        self._desk.faults[release.files[-1].artifact.digest] = "tamper"
+        return self._story(before, [self._until_done(release, "failed"), self.install(3)])
 
     def change_while_fetching(self) -> Story:
         before = [self.install(1)]
         release = self._release(2, tensors=LARGE_TENSORS)
         begun = lambda device: device.state.order >= release.order and _began(device)  # noqa: E731
         first = Step(self._desk.order(release), release, "", begun, "fetching")
-        return self._story("change while fetching", before, [first, self.install(3)])
+        return self._story(before, [first, self.install(3)])
 
     def change_in_probation(self) -> Story:
         before = [self.install(1)]
@@ -131,11 +156,11 @@ class Author:
             return device.state.stage in {Stage.PROBATION, Stage.FAILED}
 
         first = Step(self._desk.order(release), release, "", tried, "in probation")
-        return self._story("change in probation", before, [first, self.install(3)])
+        return self._story(before, [first, self.install(3)])
 
-    def _story(self, name: str, before: list[Step], steps: list[Step]) -> Story:
+    def _story(self, before: list[Step], steps: list[Step]) -> Story:
         made, self._made = self._made, {}
-        return Story(name, tuple(before), tuple(steps), made)
+        return Story("", tuple(before), tuple(steps), made, frozenset(self._desk.faults))
 
     def _until_done(self, target: DesiredModel, outcome: str = "succeeded") -> Step:
         def done(device: Device) -> object:

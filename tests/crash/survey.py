@@ -9,6 +9,7 @@ must hold of that is in `invariants`. A recovery can be recorded too, and crashe
 import asyncio
 import contextlib
 import hashlib
+import os
 import random
 import shutil
 import sqlite3
@@ -25,7 +26,7 @@ from common.ids import Digest
 from edge_agent.executor import Standing
 from edge_agent.fetch import http, open_session, partial
 from edge_agent.journal import FILE_NAME
-from edge_agent.update import ModelState
+from edge_agent.update import ModelState, Stage
 from tests.crash.device import Device
 from tests.crash.disk import Disk, Loss, Op
 from tests.crash.recording import Recorder, mark
@@ -111,10 +112,11 @@ class Recovery(NamedTuple):
 class Survey:
     """One desk, one session and one recorder for many runs."""
 
-    def __init__(self, folder: Path, recorder: Recorder) -> None:
+    def __init__(self, folder: Path, recorder: Recorder, *, run_s: float = 0.0) -> None:
+        """`run_s` is how long each request stays in its session at least."""
+        self._run_s = run_s
         self._folder = folder
         self._recorder = recorder
-        self._runs = 0
         self.desk = ReleaseDesk()
         self._session: aiohttp.ClientSession | None = None
         (folder / "made").mkdir(parents=True)
@@ -135,7 +137,7 @@ class Survey:
 
     async def record(self, story: Story) -> Recording:
         """Carry the story out once, undisturbed."""
-        name, run, behind = self._new_run()
+        name, run, behind = self._recorder.run()
         told: list[Told] = []
         if story.before:  # otherwise the device begins with nothing at all
             async with self._device(behind, told, None) as device:
@@ -153,7 +155,7 @@ class Survey:
         self, story: Story, crash: Crash, *, recorded: bool = False, restarts: bool = False
     ) -> tuple[Recovery, Recording | None]:
         """Start on what the crash left and finish the story; `restarts`: then start once more."""
-        name, run, behind = self._new_run()
+        name, run, behind = self._recorder.run()
         folder = run if recorded else behind
         write_tree(behind, crash.tree)
         self._recorder.ops(name)
@@ -175,6 +177,8 @@ class Survey:
         async with self._device(folder, told, marks, asked=crash.asked, boot=crash.boot) as device:
             started = device.state
             first = await device.ask()
+            if started.stage is Stage.FETCHING:
+                await device.until(lambda one: one.state.attempt or one.state.stage is not Stage.FETCHING, "offline")
             offline, offline_tree = read_journal(folder), tree_of(folder)
             desk.offline = False
             desk.sent.clear()
@@ -248,6 +252,7 @@ class Survey:
             self._tell(Told(now[0], standing), told, marks)
 
         device = Device(folder, self.desk, self._session, tell, boot)
+        device.engine.run_s = self._run_s
         try:
             await device.start()
             yield device
@@ -258,11 +263,6 @@ class Survey:
         told.append(what)
         if marks is not None:
             mark(marks, str(len(told) - 1))
-
-    def _new_run(self) -> tuple[str, Path, Path]:
-        self._runs += 1
-        name = f"run{self._runs}"
-        return name, self._recorder.run(name), self._recorder.behind(name)
 
 
 def crash(recording: Recording, index: int, loss: Loss, seed: int, before: Crash | None = None) -> Crash:
@@ -280,15 +280,20 @@ def crash(recording: Recording, index: int, loss: Loss, seed: int, before: Crash
 
 
 def points(recording: Recording) -> list[int]:
-    """Where a crash differs from the one before: in front of every operation that is not a mark, and at the end."""
-    return [i for i, op in enumerate(recording.ops) if op.kind != "mark"] + [len(recording.ops)]
+    """Where a crash differs from the one before: after each operation, before and after what was told then."""
+    ops = recording.ops
+    return [i for i in range(len(ops) + 1) if i == len(ops) or ops[i].kind != "mark" or ops[i - 1 if i else 0].kind != "mark"]
 
 
 def tree_of(folder: Path) -> dict[str, bytes | None]:
-    """A folder on the disk as `Disk.tree` gives it."""
-    return {
-        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in sorted(folder.rglob("*"))
-    }
+    """A folder on the disk as `Disk.tree` gives it; what vanishes meanwhile is left out."""
+    tree: dict[str, bytes | None] = {}
+    for where, folders, files in os.walk(folder):
+        tree |= {os.path.relpath(Path(where, name), folder): None for name in folders}
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                tree[os.path.relpath(Path(where, name), folder)] = Path(where, name).read_bytes()
+    return tree
 
 
 def write_tree(folder: Path, tree: Tree) -> None:
