@@ -4,23 +4,32 @@ It holds one row per model (its `ModelState` as JSON), the newest accepted order
 numbers that only ever grow (generation, connection epoch, 304 answers). When a method returns, what it wrote is on the
 disk. The methods may be called from any thread, one at a time.
 
+A disk that takes nothing, because it is full, read-only or failing, is `StorageFull` or `StorageFailed` where something
+must be written, and no reason not to start: what the journal holds can be read then too, if need be from a copy in
+memory. Numbers that could not be written go with the next write that works.
+
 A row that this build cannot read was written by a newer one, or is damaged. Then only the installed release is kept of
 it, and the newest order is carried out afresh: a state that nobody knows means going back to what is proven.
 """
 
+import contextlib
+import errno
 import logging
+import os
+import shutil
 import sqlite3
+import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-from common.durable import explaining_full_disk
-from common.errors import Conflict, StorageFull
+from common.durable import make_folder
+from common.errors import Conflict, StorageFailed, StorageFull
 from common.ids import ModelName
 from common.trust import is_newer
 from edge_agent.update import Installed, ModelState
@@ -28,6 +37,9 @@ from edge_agent.update import Installed, ModelState
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "journal.db"
+MEMORY = Path("/dev/shm")  # noqa: S108 (a private folder is made in it)
+"""Where a copy of a journal goes that cannot be opened where it is; the usual temporary folder if it is not there."""
+FIX = "make its disk writable again; what is installed keeps running, nothing was lost"
 BUSY_S = 10.0
 """How long to wait for `ferry-agent status`, which reads the same file."""
 
@@ -78,28 +90,34 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
         self._path = path
-        with explaining_full_disk(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False)
-        self._db = Database(connection)
-        self._db.enable_wal()
-        self._db.execute("PRAGMA synchronous = FULL")
-        migrations.apply(self._db)
+        self._unwritten: dict[str, int] = {}
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        try:
+            make_folder(path.parent)
+            self._db = _open(path)
+        except (sqlite3.OperationalError, OSError) as error:
+            if not path.exists():
+                raise _refusal(error, path) from error
+            logger.warning("the journal is on a disk that takes nothing", extra={"reason": str(error)})
+            self._copy = tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None)
+            self._db = _open(_copied(path, Path(self._copy.name)))
 
     def close(self) -> None:
         """Let the file go."""
         with self._lock:
             self._db.close()
+        if self._copy is not None:
+            self._copy.cleanup()
 
     def begin_run(self, boot: int = 0) -> LastRun:
         """Note that the program runs, on a machine whose present run is known by the number `boot`."""
         last = LastRun(clean=self.number("running") == 0, rebooted=self.number("boot") != boot)
-        self._set({"running": 1, "boot": boot})
+        self._note({"running": 1, "boot": boot})
         return last
 
     def end_run(self) -> None:
         """Note that the program ends in good order."""
-        self._set({"running": 0})
+        self._note({"running": 0})
 
     def load(self) -> dict[ModelName, ModelState]:
         """What is known of every model."""
@@ -142,30 +160,68 @@ class Journal:
         self._write(write)
 
     def count(self, name: str) -> int:
-        """The number `name`, raised by one first: a value that no earlier run has had."""
+        """The number `name`, raised by one first: a value that no earlier run has had, if the disk took theirs."""
         value = self.number(name) + 1
-        self._set({name: value})
+        self._note({name: value})
         return value
 
     def number(self, name: str) -> int:
         """The number `name`; 0 before it was first counted."""
         with self._lock:
+            if name in self._unwritten:
+                return self._unwritten[name]
             found = self._db.execute("SELECT value FROM numbers WHERE name = ?", [name]).fetchone()
         return int(found[0]) if found else 0
 
-    def _set(self, numbers: Mapping[str, int]) -> None:
-        rows = [{"name": name, "value": value} for name, value in numbers.items()]
-        self._write(lambda db: db.table("numbers").upsert_all(rows, pk="name"))
-
-    def _write(self, work: Any) -> None:
+    def _note(self, numbers: Mapping[str, int]) -> None:
+        """Write numbers that nothing waits for: with the next write, if the disk does not take them now."""
+        with self._lock:
+            self._unwritten |= numbers
         try:
-            with self._lock, self._db.atomic():
-                work(self._db)
+            self._write(lambda _: None)
+        except (StorageFull, StorageFailed) as error:
+            logger.warning("the journal could not be written and goes on in memory", extra={"reason": str(error)})
+
+    def _write(self, work: Callable[[Database], object]) -> None:
+        if self._copy is not None:
+            raise StorageFailed(f"the journal in {self._path.parent} cannot be written", fix=FIX)
+        try:
+            with self._lock:
+                with self._db.atomic():
+                    rows = [{"name": name, "value": value} for name, value in self._unwritten.items()]
+                    self._db.table("numbers").upsert_all(rows, pk="name")
+                    work(self._db)
+                self._unwritten.clear()
         except sqlite3.OperationalError as error:
-            if getattr(error, "sqlite_errorcode", None) in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}:
-                fix = "free some space; nothing was lost"
-                raise StorageFull(f"no room for the journal in {self._path.parent}", fix=fix) from error
-            raise
+            raise _refusal(error, self._path) from error
+
+
+def _open(path: Path) -> Database:
+    database = Database(sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False))
+    try:
+        database.enable_wal()
+        database.execute("PRAGMA synchronous = FULL")
+        migrations.apply(database)
+        database.execute("SELECT count(*) FROM numbers").fetchone()
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _copied(path: Path, folder: Path) -> Path:
+    """The journal in another folder, as far as it had been written."""
+    for suffix in ("", "-wal"):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(path.with_name(path.name + suffix), folder / (path.name + suffix))
+    return folder / path.name
+
+
+def _refusal(error: Exception, path: Path) -> StorageFull | StorageFailed:
+    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+    if full or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        return StorageFull(f"no room for the journal in {path.parent}", fix="free some space; nothing was lost")
+    return StorageFailed(f"the journal in {path.parent} cannot be written: {error}", fix=FIX)
 
 
 def _state(text: str) -> ModelState | None:

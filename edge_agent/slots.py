@@ -13,6 +13,7 @@ swept away. A full disk is `StorageFull`, asked for before the work where the si
 them in a thread.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -28,6 +29,8 @@ from common.errors import IntegrityFailure, NotFound, StorageFull
 from common.ids import Digest, ModelName
 from edge_agent.fetch import cut_to_flushed
 from edge_agent.update import MANIFEST_FILE, Slot
+
+logger = logging.getLogger(__name__)
 
 SLOTS: tuple[Slot, ...] = ("a", "b")
 PART_SUFFIX = ".part"
@@ -56,10 +59,12 @@ class Slots:
         self._downloads = folder / "downloads"
         self._reserve_bytes = reserve_bytes
         self._free = free
-        with durable.explaining_full_disk(folder):
+        try:
             for made in (self._models, self._downloads):
                 durable.make_folder(made)
             durable.fsync_folder(folder)  # a start that died may have made them without
+        except OSError as error:  # no reason not to serve what is there
+            logger.warning("the data folder takes nothing new", extra={"reason": str(error)})
 
     def path(self, model: ModelName, slot: Slot, name: str) -> Path:
         """A release's file in a slot. `IntegrityFailure` for a name that no file of a release may have."""

@@ -9,6 +9,7 @@ import asyncio
 import logging
 
 import msgspec
+from msgspec.structs import replace
 
 from common.artifact import digest_of
 from common.errors import FerryError
@@ -114,11 +115,16 @@ class Executor:
         held = [digest for state in states for digest in held_digests(state)]
         return Standing(
             generation=self._order.generation if self._order else 0,
-            models=tuple(reported_model(state) for state in states[:MODELS_PER_DEVICE_MAX]),
+            models=tuple(self._reported(state) for state in states[:MODELS_PER_DEVICE_MAX]),
             held=tuple(dict.fromkeys(held))[:HELD_DIGESTS_MAX],
             refused=self._refused,
             traceparent=self._traceparent,
         )
+
+    def _reported(self, state: ModelState) -> ReportedModel:
+        """With what the state cannot say of itself: that it cannot be written down."""
+        stuck = self._lanes[state.model].stuck
+        return replace(reported_model(state), detail=stuck[:TEXT_CHARS_MAX]) if stuck else reported_model(state)
 
     def _tell(self, desired: DesiredState) -> None:
         """Every lane what the order wants of it; being told twice changes nothing."""
@@ -172,7 +178,10 @@ class Executor:
             if release is not None
         }
         downloads = {name for state in states for name in wanted_downloads(state)}
-        self._parts.slots.sweep(named, downloads, flushed_only=flushed_only)
+        try:
+            self._parts.slots.sweep(named, downloads, flushed_only=flushed_only)
+        except (FerryError, OSError) as error:  # what is left over waits for the next start; serving does not
+            logger.warning("could not clear the data folder: %s", error)
 
 
 def _in_service_first(state: ModelState) -> tuple[bool, str]:
