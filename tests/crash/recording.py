@@ -2,7 +2,8 @@
 
 `python -m tests.crash.recording FOLDER MOUNT RECORD` is the file system's process: a program that waited for a file
 system in its own process could wait for itself. `Recorder` starts it, gives out run folders and reads the record.
-A folder whose name begins with `@` is not made: its name is a mark in the record.
+A folder whose name begins with `@` is not made: its name is a mark in the record. The marks `fail=EROFS`, `fail=ENOSPC`
+and `fail=EIO` let the disk refuse from then on what such a disk refuses; `fail=` heals it.
 """
 
 import contextlib
@@ -12,7 +13,6 @@ import os
 import struct
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ import msgspec
 from tests.crash.disk import Op
 
 MARK = "@"
+FAIL = "fail="
 START_S = 20.0
 PAGE_BYTES = 4096
 WRITE_BYTES_MAX = 128 * 1024
@@ -131,7 +132,12 @@ def main(folder: str, mount: str, record: str) -> None:
 
         def __init__(self) -> None:
             self._record = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            self._lock = threading.Lock()
+            self._error = 0
+
+        def _refuse(self, *errors: int) -> None:
+            """Fail as the disk does now, if it is with one of `errors`."""
+            if self._error in errors:
+                raise mfusepy.FuseOSError(self._error)
 
         def _at(self, path: str) -> str:
             return folder + path
@@ -155,9 +161,12 @@ def main(folder: str, mount: str, record: str) -> None:
             return {key: getattr(found, key) for key in keys}
 
         def open(self, path: str, flags: int) -> int:
+            if flags & (os.O_WRONLY | os.O_RDWR):
+                self._refuse(errno.EROFS)
             return os.open(self._at(path), flags & ~(os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_TRUNC))
 
         def create(self, path: str, mode: int, fi: Any = None) -> int:
+            self._refuse(errno.EROFS, errno.ENOSPC, errno.EIO)
             handle = os.open(self._at(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
             self._done("create", path)
             return handle
@@ -166,20 +175,24 @@ def main(folder: str, mount: str, record: str) -> None:
             return os.pread(fh, size, offset)
 
         def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
+            self._refuse(errno.EROFS, errno.ENOSPC, errno.EIO)
             written = os.pwrite(fh, data, offset)
             self._done("write", path, offset=offset, data=bytes(data[:written]))
             return written
 
         def truncate(self, path: str, length: int, fh: int | None = None) -> int:
+            self._refuse(errno.EROFS, errno.EIO)
             os.truncate(self._at(path) if fh is None else fh, length)
             self._done("truncate", path, offset=length)
             return 0
 
         def fsync(self, path: str, datasync: int, fh: int) -> int:
+            self._refuse(errno.EIO)
             self._done("fsync", path)
             return 0
 
         def fsyncdir(self, path: str, datasync: int, fh: int) -> int:
+            self._refuse(errno.EIO)
             self._done("fsyncdir", path)
             return 0
 
@@ -191,29 +204,39 @@ def main(folder: str, mount: str, record: str) -> None:
             return 0
 
         def rename(self, old: str, new: str) -> int:
+            self._refuse(errno.EROFS, errno.EIO)
             os.rename(self._at(old), self._at(new))
             self._done("rename", old, new)
             return 0
 
         def link(self, target: str, source: str) -> int:
+            self._refuse(errno.EROFS, errno.ENOSPC, errno.EIO)
             os.link(self._at(source), self._at(target))
             self._done("link", source, target)
             return 0
 
         def unlink(self, path: str) -> int:
+            self._refuse(errno.EROFS, errno.EIO)
             os.unlink(self._at(path))
             self._done("unlink", path)
             return 0
 
         def mkdir(self, path: str, mode: int) -> int:
             if (name := path.rpartition("/")[2]).startswith(MARK):
-                self._done("mark", f"{path.strip('/').partition('/')[0]}/{name.removeprefix(MARK)}")
+                self._mark(path, name.removeprefix(MARK))
                 raise mfusepy.FuseOSError(errno.EEXIST)
+            self._refuse(errno.EROFS, errno.ENOSPC, errno.EIO)
             os.mkdir(self._at(path), mode)
             self._done("mkdir", path)
             return 0
 
+        def _mark(self, path: str, text: str) -> None:
+            if text.startswith(FAIL):
+                self._error = getattr(errno, text.removeprefix(FAIL), 0)
+            self._done("mark", f"{path.strip('/').partition('/')[0]}/{text}")
+
         def rmdir(self, path: str) -> int:
+            self._refuse(errno.EROFS, errno.EIO)
             os.rmdir(self._at(path))
             self._done("rmdir", path)
             return 0
