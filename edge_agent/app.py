@@ -18,7 +18,7 @@ from common.settings import parse_address
 from edge_agent.broker import AgentLink
 from edge_agent.config import AgentSettings
 from edge_agent.conversation import Conversation, Rhythm
-from edge_agent.executor import Executor, Parts, Standing
+from edge_agent.executor import Executor, Parts, Standing, UpdateLimits
 from edge_agent.fetch import DesiredPoll, make_fetcher, open_session
 from edge_agent.fetch.session import tls_context
 from edge_agent.identity import Identity
@@ -87,6 +87,9 @@ class Agent:
             chance=self._chance,
             keys=identity.signing_keys,
             changed=self._changed,
+            limits=UpdateLimits(
+                scrub_interval_s=settings.scrub_interval_s, scrub_bytes_per_s=settings.scrub_bytes_per_s
+            ),
             boot=boot_number(),
         )
         executor = Executor(parts, identity.device)

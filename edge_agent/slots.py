@@ -6,10 +6,11 @@
     models/{model}/{a|b}.old/             the slot whose place it takes, for that moment
     downloads/{sha256 hex}[.part]         files, patches, indexes and ranges, finished or under way
     downloads/{sha256 hex}.made           a file in the middle of a chain of patches, for as long as it takes
+    downloads/{sha256 hex}.mend           the right bytes for a file that went bad in its slot, for that moment
 
 Which slot is in service is in the journal, not here. A slot is made in a folder of its own, brought to the disk and
-gets its name in one step, before the journal names it; nothing in it is changed afterwards. Files that nobody names are
-swept away. A full disk is `StorageFull`, asked for before the work where the size is known. All methods block: call
+gets its name in one step, before the journal names it; nothing in it is changed afterwards, but for files that went bad
+on the disk, which are replaced by what they were. Files that nobody names are swept away. A full disk is `StorageFull`, asked for before the work where the size is known. All methods block: call
 them in a thread.
 """
 
@@ -17,6 +18,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 SLOTS: tuple[Slot, ...] = ("a", "b")
 PART_SUFFIX = ".part"
 MADE_SUFFIX = ".made"
+MEND_SUFFIX = ".mend"
 NEW_SUFFIX = ".new"
 OLD_SUFFIX = ".old"
 BLOCK_BYTES = 1024 * 1024
@@ -42,6 +45,7 @@ RESERVE_BYTES = 16 * 1024 * 1024
 """Room that an update leaves free: for the journal, the telemetry spool, and the rest of the machine."""
 
 Sink = Callable[[bytes], object]
+Still = Callable[[], bool]
 
 
 def free_bytes(folder: Path) -> int:
@@ -59,6 +63,7 @@ class Slots:
         self._downloads = folder / "downloads"
         self._reserve_bytes = reserve_bytes
         self._free = free
+        self._changing = threading.Lock()
         try:
             for made in (self._models, self._downloads):
                 durable.make_folder(made)
@@ -69,6 +74,10 @@ class Slots:
     def path(self, model: ModelName, slot: Slot, name: str) -> Path:
         """A release's file in a slot. `IntegrityFailure` for a name that no file of a release may have."""
         return self._models / model / slot / _plain(name)
+
+    def file(self, model: ModelName, slot: Slot, name: str) -> Path:
+        """Any file of a slot, its manifest too."""
+        return self._models / model / slot / (name if name == MANIFEST_FILE else _plain(name))
 
     def manifest(self, model: ModelName, slot: Slot) -> bytes:
         """The signed manifest in a slot; `NotFound` when it is not there."""
@@ -109,9 +118,10 @@ class Slots:
                 yield NewSlot(new)
                 durable.write_file(new / MANIFEST_FILE, manifest)  # and with it the names of all files are on the disk
                 durable.remove(old)
-                if folder.exists():
-                    durable.move(folder, old)
-                durable.move(new, folder)
+                with self._changing:
+                    if folder.exists():
+                        durable.move(folder, old)
+                    durable.move(new, folder)
             finally:
                 durable.remove(new)
             durable.fsync_folder(folder.parent)
@@ -133,6 +143,22 @@ class Slots:
         return holds(folder / MANIFEST_FILE, manifest) and all(
             holds(self.path(model, slot, name), ref) for name, ref in files.items()
         )
+
+    def mend(self, model: ModelName, slot: Slot, name: str, ref: ArtifactRef, source: Path, still: Still) -> None:
+        """Replace a file of a slot that went bad by the bytes at `source`; `IntegrityFailure` unless they are `ref`.
+
+        `still` is asked when no slot can change any more: `NotFound` if the file is not the one that it was.
+        """
+        mended = self.download_path(ref.digest).with_suffix(MEND_SUFFIX)
+        try:
+            with durable.new_file(mended) as file:
+                _write(file, ref, lambda sink: copy_into(source, sink))
+            with self._changing:
+                if not still():
+                    raise NotFound(f"slot {slot} of {model} holds another release by now")
+                durable.commit_file(mended, self.file(model, slot, name))
+        finally:
+            durable.remove(mended)
 
     def tidy(self, model: ModelName, keep: Collection[Slot], downloads: Iterable[Digest]) -> None:
         """Empty the model's slots that are not in `keep`, and remove these downloads."""

@@ -18,6 +18,7 @@ from common.wire import DesiredState, ReportedModel
 from common.wire.messages import HELD_DIGESTS_MAX, MODELS_PER_DEVICE_MAX, TEXT_CHARS_MAX
 from edge_agent.executor.lane import Lane
 from edge_agent.executor.parts import Parts
+from edge_agent.executor.scrub import Scrub
 from edge_agent.journal import AcceptedOrder
 from edge_agent.update import ModelState, Stage, held_digests, open_order, reported_model, wanted_downloads
 from edge_agent.update import events as ev
@@ -48,6 +49,8 @@ class Executor:
         self._parts = parts
         self._device = device
         self._lanes: dict[ModelName, Lane] = {}
+        self._scrub = Scrub(parts, lambda: list(self._lanes.values()))
+        self._scrubbing: asyncio.Task[None] | None = None
         self._accepting = asyncio.Lock()
         self._order: AcceptedOrder | None = None
         self._refused = ""
@@ -68,9 +71,14 @@ class Executor:
         self._order = await asyncio.to_thread(lambda: journal.order)
         if self._order is not None:
             self._tell_again(self._order)
+        self._scrubbing = asyncio.create_task(self._scrub.run(), name="scrub")
 
     async def stop(self) -> None:
         """Stop where everything stands, in good order."""
+        self._scrub.stop()
+        if self._scrubbing is not None:
+            self._scrubbing.cancel()
+            await asyncio.gather(self._scrubbing, return_exceptions=True)
         await asyncio.gather(*(lane.stop() for lane in self._lanes.values()))
         await asyncio.to_thread(self._parts.journal.end_run)
 
@@ -122,9 +130,9 @@ class Executor:
         )
 
     def _reported(self, state: ModelState) -> ReportedModel:
-        """With what the state cannot say of itself: that it cannot be written down."""
-        stuck = self._lanes[state.model].stuck
-        return replace(reported_model(state), detail=stuck[:TEXT_CHARS_MAX]) if stuck else reported_model(state)
+        """With what the state cannot say of itself."""
+        reported, detail = reported_model(state), self._lanes[state.model].detail
+        return replace(reported, detail=detail[:TEXT_CHARS_MAX]) if detail else reported
 
     def _tell(self, desired: DesiredState) -> None:
         """Every lane what the order wants of it; being told twice changes nothing."""

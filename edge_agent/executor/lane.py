@@ -13,6 +13,7 @@ from collections.abc import Coroutine, Iterator
 from opentelemetry import trace
 
 from common.errors import StorageFailed, StorageFull
+from common.ids import Digest
 from common.observability import context_from
 from edge_agent.executor import trial
 from edge_agent.executor.acquire import Acquisition
@@ -29,11 +30,14 @@ Work = Coroutine[None, None, ev.Event]
 
 
 class Lane:
-    """Runs the update machine for one model. `state` is what the journal holds, `stuck` why it cannot be written."""
+    """Runs the update machine for one model. `state` is what the journal holds, `detail` what else there is to say: why
+    it cannot be written, or what is the matter with a slot.
+    """
 
     def __init__(self, parts: Parts, state: ModelState) -> None:
         self.state = state
-        self.stuck = ""
+        self._stuck = ""
+        self._remark = ""
         self._parts = parts
         self._queue: asyncio.Queue[tuple[ev.Event, int | None]] = asyncio.Queue()
         self._moved = asyncio.Event()
@@ -61,6 +65,21 @@ class Lane:
         """Something happened."""
         self._queue.put_nowait((event, None))
 
+    @property
+    def detail(self) -> str:
+        """A sentence for the report; empty when there is nothing the state does not say itself."""
+        return self._stuck or self._remark
+
+    def remark(self, what: str) -> None:
+        """Something about the slots for the report, until the next remark."""
+        if what != self._remark:
+            self._remark = what
+            self._parts.changed()
+
+    def wants(self, download: Digest) -> bool:
+        """Whether the update under way goes on from that download."""
+        return download in wanted_downloads(self.state)
+
     def nudge(self) -> None:
         """The world has changed: if the update waits to try again, let it try now."""
         if self._waiting:
@@ -76,7 +95,7 @@ class Lane:
         when the journal cannot be written: that is waited for, but not by those who want to serve.
         """
         joined = asyncio.ensure_future(self._queue.join())
-        while not (joined.done() or self.stuck):
+        while not (joined.done() or self._stuck):
             self._moved.clear()
             moved = asyncio.ensure_future(self._moved.wait())
             await asyncio.wait({joined, moved}, return_when=asyncio.FIRST_COMPLETED)
@@ -135,8 +154,8 @@ class Lane:
                 return self._stick("")
 
     def _stick(self, why: str) -> None:
-        if why != self.stuck:
-            self.stuck = why
+        if why != self._stuck:
+            self._stuck = why
             if why:
                 logger.warning("cannot write the journal; %s", why, extra={"model": self.state.model})
             self._moved.set()
