@@ -22,12 +22,15 @@ from tests.crash.exploring import Findings, Share, explore
 from tests.crash.recording import Recorder
 from tests.crash.stories import NAMES
 from tests.crash.survey import Survey
+from tests.e2e.killing import Chase, Outcome
+from tests.e2e.world import World
 
 COMMAND = "make bench-crash"
 POINTS_MIN = 2000
-WHOLE = Share(crashes=1.0, recovered=8, pairs=20)
+WHOLE = Share(crashes=1.0, recovered=6, pairs=10)
 SOME = Share(crashes=0.03, recovered=1, pairs=5)
-WORKERS = 2
+KILLS, SOME_KILLS = 200, 5
+WORKERS = 4
 
 INTRO = """
 Each row is an update that a device carries out (`tests/crash/stories.py`). It is recorded once, and then crashed in front
@@ -38,6 +41,9 @@ agent starts without a network, then goes on with the story. A *pair* is a crash
 recoveries, drawn from the seed, are recorded and crashed at operations drawn from it too, because all pairs would be
 a hundred thousand. `tests/crash/invariants.py` says what must hold after each, `tests/crash/mutants.py` has wrong
 agents that it catches.
+
+The last rows are of a real `ferry-agent` process with a real controller (`tests/e2e/killing.py`): release after release
+is rolled out to it, somebody keeps asking it, and it is killed with SIGKILL at random moments, also while it starts.
 """
 
 
@@ -46,10 +52,10 @@ def main() -> None:
         sys.exit(f"crashes need FUSE: {why}")
     seed = int(os.environ.get("SEED", "1"))
     with ProcessPoolExecutor(WORKERS) as pool:
+        killing = pool.submit(_killed, SOME_KILLS if quick() else KILLS, seed)
         found = list(pool.map(_explored, NAMES, [seed] * len(NAMES)))
-    for violation in (one for findings in found for one in findings.violations):
-        print(f"{violation.story!r} {violation.where!r} {violation.seed}: {violation.what}", file=sys.stderr)
-    rows = _rows(found)
+        killed = killing.result()
+    rows = [*_rows(found), *_kill_rows(killed)]
     write("crash", "Crashes", rows, INTRO, body=f"{_stories(found)}\n\n{table(rows)}")
 
 
@@ -62,7 +68,24 @@ async def _explore(name: str, seed: int) -> Findings:
     with tempfile.TemporaryDirectory() as folder, Recorder(Path(folder)) as recorder:
         async with Survey(Path(folder) / "survey", recorder).open() as survey:
             story = survey.author().stories()[name]()
-            return await explore(survey, story, SOME if quick() else WHOLE, seed)
+            findings = await explore(survey, story, SOME if quick() else WHOLE, seed)
+    print(f"{name}: {sum(findings.crashes.values())} crashes, {findings.pairs} pairs", file=sys.stderr, flush=True)
+    for one in findings.violations:
+        print(f"{one.story!r} {one.where!r} {one.seed}: {one.what}", file=sys.stderr, flush=True)
+    return findings
+
+
+def _killed(kills: int, seed: int) -> Outcome:
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(Path(folder))
+        try:
+            world.start()
+            outcome = Chase(world, Path(folder) / "releases", seed).run(kills)
+        finally:
+            world.stop()
+    for broken in outcome.broken:
+        print(f"killed: {broken}", file=sys.stderr, flush=True)
+    return outcome
 
 
 def _rows(found: list[Findings]) -> list[Row]:
@@ -75,6 +98,16 @@ def _rows(found: list[Findings]) -> list[Row]:
         at_least("crash points", least, measured=crashes + pairs, unit="", command=COMMAND),
         figure("of them during a recovery", measured=pairs, unit="", command=COMMAND),
         at_most("promises broken", 0, measured=violations, unit="", command=COMMAND),
+    ]
+
+
+def _kill_rows(killed: Outcome) -> list[Row]:
+    return [
+        figure("real processes killed under traffic", measured=killed.kills, unit="", command=COMMAND),
+        figure("of them before they answered", measured=killed.starts, unit="", command=COMMAND),
+        figure("releases rolled out meanwhile", measured=killed.rollouts, unit="", command=COMMAND),
+        figure("answers checked", measured=killed.answers, unit="", command=COMMAND),
+        at_most("promises broken by killed processes", 0, measured=len(killed.broken), unit="", command=COMMAND),
     ]
 
 

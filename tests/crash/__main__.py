@@ -29,12 +29,12 @@ async def main(name: str, where: str, seed: int) -> None:
                 _, again = await attempt(survey, story, before, recorded=True)
                 assert again is not None
                 recording = again
-            for index in range(int(last[0]) - NEIGHBOURS, int(last[0]) + NEIGHBOURS + 1):
-                if 0 <= index <= len(recording.ops):
-                    op = recording.ops[index] if index < len(recording.ops) else None
-                    left = crash(recording, index, Loss(last[1]), seed, before)
+            for place in range(int(last[0]) - NEIGHBOURS, int(last[0]) + NEIGHBOURS + 1):
+                if 0 <= place <= len(recording.ops):
+                    op = recording.ops[place] if place < len(recording.ops) else None
+                    left = crash(recording, place, Loss(last[1]), seed, before)
                     found, _ = await attempt(survey, story, left, restarts=True)
-                    print(index, op.kind if op else "the end", op.path if op else "", *found or ["holds"], sep=" | ")
+                    print(place, op.kind if op else "the end", op.path if op else "", *found or ["holds"], sep=" | ")
 
 
 if __name__ == "__main__":

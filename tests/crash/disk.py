@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 import msgspec
 
+HIDDEN = ".fuse_hidden"
+"""How names begin that FUSE gives to files that were removed while somebody had them open: nothing names them."""
+
 SECTOR_BYTES = 512
 """What a disk writes whole: a torn write ends on a multiple of it."""
 
@@ -159,6 +162,8 @@ class Disk:
     ) -> list[tuple[str, bytes | None]]:
         found: list[tuple[str, bytes | None]] = []
         for name, number in sorted(folders[folder].items()):
+            if name.startswith(HIDDEN):
+                continue
             below = f"{path}/{name}" if path else name
             if number in folders:
                 found += [(below, None), *self._walk(number, below, folders, loss, chance)]

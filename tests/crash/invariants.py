@@ -6,7 +6,8 @@ the agent's own code whether all is well. `ALL` names them; `mutants` has a wron
 
 from collections.abc import Callable, Iterator, Mapping
 
-from common.ids import Digest
+from common.ids import Digest, ModelName
+from common.wire import UpdateReport
 from edge_agent.update import STRIKES_MAX, Installed, Stage
 from edge_agent.update.outcomes import REDOWNLOADS_MAX
 from edge_agent.update.state import Quarantined, files_of, fingerprint
@@ -48,7 +49,7 @@ def named_releases_are_complete(case: Case) -> Found:
     for when, tree, memory in case.moments:
         state = memory.state
         for release in (state.installed, state.candidate) if state else ():
-            if release is not None and not _is_complete(tree, release):
+            if release is not None and not is_complete(tree, MODEL, release):
                 yield f"{when} the journal names {release.version} in slot {release.slot}, which is not complete"
 
 
@@ -256,8 +257,9 @@ def violations(case: Case) -> list[str]:
     return [f"{check.__name__}: {found}" for check in ALL for found in check(case)]
 
 
-def _is_complete(tree: Tree, release: Installed) -> bool:
-    folder = f"models/{MODEL}/{release.slot}"
+def is_complete(tree: Tree, model: ModelName, release: Installed) -> bool:
+    """Whether all files of the release are in its slot, each with its digest."""
+    folder = f"models/{model}/{release.slot}"
     files = {name: ref.digest for name, ref in release.files.items()} | {"manifest.json": release.manifest.digest}
     return all(
         (data := tree.get(f"{folder}/{name}")) is not None and f"sha256:{sha256(data)}" == digest
@@ -265,7 +267,7 @@ def _is_complete(tree: Tree, release: Installed) -> bool:
     )
 
 
-def _last_told(told: tuple[Told, ...]):  # type: ignore[no-untyped-def]  # UpdateReport | None
+def _last_told(told: tuple[Told, ...]) -> UpdateReport | None:
     for one in reversed(told):
         if one.standing:
             return next((model.last_update for model in one.standing.models), None)
@@ -288,7 +290,7 @@ def _here(case: Case, name: Digest) -> int:
     state = case.left.state
     for release in (state.installed, state.candidate, state.previous) if state else ():
         if release and name in {ref.digest for ref in (*release.files.values(), release.manifest)}:
-            if _is_complete(case.crash.tree, release):
+            if is_complete(case.crash.tree, MODEL, release):
                 return len(case.blobs[name])
     if case.crash.loss is Loss.KILLED:
         lengths = _lengths(case.crash.tree)

@@ -13,6 +13,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +40,7 @@ def available() -> str:
     try:
         import mfusepy  # noqa: F401
     except ImportError:
-        return "mfusepy is not installed (pip install -e '.[crash]')"
+        return "mfusepy is not installed (pip install -e '.[dev]')"
     return ""
 
 
@@ -66,7 +67,7 @@ class Recorder:
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "tests.crash.recording", str(self._folder), str(self._mount), str(self._record)]
-        self._process = subprocess.Popen(command)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE)  # its end is the sign that we are gone
         deadline = time.monotonic() + START_S
         while not os.path.ismount(self._mount):
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -78,7 +79,7 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._process is not None
-        subprocess.run(["fusermount3", "-u", "-z", str(self._mount)], check=False)
+        unmount(self._mount)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
         self._process.kill()
@@ -248,7 +249,18 @@ def main(folder: str, mount: str, record: str) -> None:
         def utimens(self, path: str, times: Any = None) -> int:
             return 0
 
+    def end_with_the_parent() -> None:
+        while os.read(0, 1):
+            pass
+        unmount(Path(mount))
+
+    threading.Thread(target=end_with_the_parent, daemon=True).start()
     mfusepy.FUSE(FileSystem(), mount, foreground=True, nothreads=True)
+
+
+def unmount(folder: Path) -> None:
+    """Take the file system away, whoever still has a file of it open."""
+    subprocess.run(["fusermount3", "-u", "-z", "-q", str(folder)], check=False)
 
 
 def mark(run: Path, text: str) -> None:

@@ -28,7 +28,7 @@ from edge_agent.fetch import http, open_session, partial
 from edge_agent.journal import FILE_NAME
 from edge_agent.update import ModelState, Stage
 from tests.crash.device import Device
-from tests.crash.disk import Disk, Loss, Op
+from tests.crash.disk import HIDDEN, Disk, Loss, Op
 from tests.crash.recording import Recorder, mark
 from tests.crash.stories import Author, Step, Story
 from tests.integration.release_desk import ReleaseDesk
@@ -290,7 +290,7 @@ def tree_of(folder: Path) -> dict[str, bytes | None]:
     tree: dict[str, bytes | None] = {}
     for where, folders, files in os.walk(folder):
         tree |= {os.path.relpath(Path(where, name), folder): None for name in folders}
-        for name in files:
+        for name in (one for one in files if not one.startswith(HIDDEN)):
             with contextlib.suppress(FileNotFoundError):
                 tree[os.path.relpath(Path(where, name), folder)] = Path(where, name).read_bytes()
     return tree

@@ -97,6 +97,21 @@ def weighted(folder: Path, number: float, shift: float, tensors: int = 3) -> tup
     return path.read_bytes(), (folder / WEIGHTS_FILE).read_bytes()
 
 
+def mapped(folder: Path, number: float) -> tuple[bytes, bytes]:
+    """y = x + number, the number in a file of its own, which the engine maps into memory instead of reading it."""
+    folder.mkdir(exist_ok=True)
+    (folder / WEIGHTS_FILE).unlink(missing_ok=True)  # the onnx package would append to it
+    numbers = numpy_helper.from_array(np.full((4096, 4), number, np.float32), "numbers")
+    set_external_data(numbers, WEIGHTS_FILE)
+    nodes = [
+        helper.make_node("ArgMax", ["x"], ["most"], axis=1, keepdims=0),
+        helper.make_node("Gather", ["numbers", "most"], ["found"]),
+        helper.make_node("Add", ["x", "found"], ["y"]),
+    ]
+    path = _save(folder / "model.onnx", nodes, [numbers])
+    return path.read_bytes(), (folder / WEIGHTS_FILE).read_bytes()
+
+
 def _save(
     path: Path,
     nodes: Sequence[NodeProto],

@@ -10,16 +10,12 @@ import numpy as np
 import pytest
 
 from common.artifact import digest_of
-from common.wire import Strategy
 from edge_agent.executor.scrub import Scrub
 from edge_agent.update import MANIFEST_FILE, Stage
 from tests.conftest import eventually
 from tests.integration.agent_bench import Device, device_at
 from tests.integration.release_desk import MODEL, ONNX_FILE, ReleaseDesk
-from tests.integration.small_models import WEIGHTS_FILE, weighted
-
-FULL: Strategy = "full"
-
+from tests.integration.small_models import WEIGHTS_FILE, mapped, weighted
 
 @pytest.fixture
 async def desk() -> AsyncIterator[ReleaseDesk]:
@@ -29,8 +25,8 @@ async def desk() -> AsyncIterator[ReleaseDesk]:
     await desk.stop()
 
 
-async def install(device: Device, desk: ReleaseDesk, folder: Path, version: int) -> None:
-    model, weights = weighted(folder / "made", 0, version)
+async def install(device: Device, desk: ReleaseDesk, folder: Path, version: int, *, maps: bool = False) -> None:
+    model, weights = mapped(folder / "made", version) if maps else weighted(folder / "made", 0, version)
     await device.executor.accept(desk.order(desk.release(str(version), model, weights={WEIGHTS_FILE: weights})))
     await device.finished(desk.generation)
     await eventually(lambda: device.executor._lanes[MODEL].state.stage is Stage.IDLE, "it is installed")
@@ -133,7 +129,7 @@ async def test_a_disk_that_cannot_be_read_is_reported(
         def failing(self: Path, *arguments: object, **named: object) -> object:
             if self == bad:
                 raise OSError(errno.EIO, "the sector is gone")
-            return looked(self, *arguments, **named)  # type: ignore[arg-type, call-overload]
+            return looked(self, *arguments, **named)  # type: ignore[call-overload]
 
         monkeypatch.setattr(Path, "open", failing)
         await scrub(device).look()
@@ -141,6 +137,24 @@ async def test_a_disk_that_cannot_be_read_is_reported(
         await device.executor._lanes[MODEL].settled()
         assert await answer(device) == ("1", 1.0)
         assert bad.read_bytes()
+
+
+async def test_a_session_that_has_the_bad_file_mapped_is_replaced(tmp_path: Path, desk: ReleaseDesk) -> None:
+    """Weights beside the ONNX file are mapped, not read: what goes bad there may reach the answers."""
+    async with device_at(tmp_path, desk) as device:
+        await install(device, desk, tmp_path, 1, maps=True)
+        assert any(str(slot_file(device, WEIGHTS_FILE)) in line for line in maps())
+        rot(slot_file(device, WEIGHTS_FILE))
+        await scrub(device).look()
+        await device.executor._lanes[MODEL].settled()
+        await eventually(lambda: not any("deleted" in line for line in maps()), "the bad file is let go")
+        assert any(str(slot_file(device, WEIGHTS_FILE)) in line for line in maps())
+        assert await answer(device) == ("1", 1.0)
+
+
+def maps() -> list[str]:
+    """The model files that this process has mapped."""
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if WEIGHTS_FILE in line]
 
 
 async def test_a_slot_that_an_update_is_writing_is_left_alone(tmp_path: Path, desk: ReleaseDesk) -> None:
