@@ -33,17 +33,18 @@ KILLS, SOME_KILLS = 200, 5
 WORKERS = 4
 
 INTRO = """
-Each row is an update that a device carries out (`tests/crash/stories.py`). It is recorded once, and then crashed in front
-of every operation that changes the disk (creating, writing, syncing, renaming, linking and removing, SQLite's
-included), once for each kind of loss: the process is *killed* and nothing is lost; the power is cut and *all* that was
-not synced is lost, or the *late* part of it, or *any* of it in any order, with torn writes. From what is left the
-agent starts without a network, then goes on with the story. A *pair* is a crash during the recovery from a crash; some
-recoveries, drawn from the seed, are recorded and crashed at operations drawn from it too, because all pairs would be
-a hundred thousand. `tests/crash/invariants.py` says what must hold after each, `tests/crash/mutants.py` has wrong
-agents that it catches.
+Each row is an update that a device carries out (`tests/crash/stories.py`). It is recorded once, and then crashed in
+front of every operation that changes the disk (creating, writing, syncing, renaming, linking and removing, SQLite's
+included) and around every report, once for each kind of loss: the process is *killed* and nothing is lost; the power
+is cut and *all* that was not synced is lost, or the *late* part of it, or *any* of it in any order, with torn writes.
+From what is left the agent starts without a network, then goes on with the story. A *pair* is a crash during the
+recovery from a crash; some recoveries, drawn from the seed, are recorded and crashed at operations drawn from it too,
+because all pairs would be a hundred thousand. `tests/crash/invariants.py` says what must hold after each,
+`tests/crash/mutants.py` has wrong agents that it catches.
 
-The last rows are of a real `ferry-agent` process with a real controller (`tests/e2e/killing.py`): release after release
-is rolled out to it, somebody keeps asking it, and it is killed with SIGKILL at random moments, also while it starts.
+The last rows are of a real `ferry-agent` process with a real controller (`tests/e2e/killing.py`): release after
+release is rolled out to it, somebody keeps asking it, and it is killed with SIGKILL at random moments, also while it
+starts.
 """
 
 

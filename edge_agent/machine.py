@@ -16,7 +16,6 @@ from common.delta import CODECS
 from common.wire import Capabilities
 from edge_agent.config import AgentSettings
 
-
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 

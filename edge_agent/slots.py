@@ -10,8 +10,8 @@
 
 Which slot is in service is in the journal, not here. A slot is made in a folder of its own, brought to the disk and
 gets its name in one step, before the journal names it; nothing in it is changed afterwards, but for files that went bad
-on the disk, which are replaced by what they were. Files that nobody names are swept away. A full disk is `StorageFull`, asked for before the work where the size is known. All methods block: call
-them in a thread.
+on the disk, which are replaced by what they were. Files that nobody names are swept away. A full disk is `StorageFull`,
+asked for before the work where the size is known. All methods block: call them in a thread.
 """
 
 import logging
@@ -144,7 +144,7 @@ class Slots:
             holds(self.path(model, slot, name), ref) for name, ref in files.items()
         )
 
-    def mend(self, model: ModelName, slot: Slot, name: str, ref: ArtifactRef, source: Path, still: Still) -> None:
+    def mend(self, model: ModelName, slot: Slot, name: str, ref: ArtifactRef, *, source: Path, still: Still) -> None:
         """Replace a file of a slot that went bad by the bytes at `source`; `IntegrityFailure` unless they are `ref`.
 
         `still` is asked when no slot can change any more: `NotFound` if the file is not the one that it was.
@@ -273,4 +273,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
-

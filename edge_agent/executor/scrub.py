@@ -1,9 +1,10 @@
 """Looking now and again whether the files in the slots are still what they were, and mending those that are not.
 
 Disks forget. A release that serves is in memory, so nobody would notice before the next start, when it is needed most.
-Every `scrub_interval_s` all files of installed and previous releases are read from the disk (not from the page cache), at
-the lowest priority and no faster than `scrub_bytes_per_s`. A file that is not what its digest says is replaced by the
-same file from the other slot, or it is fetched again. Until that has worked the device says so in its report.
+Every `scrub_interval_s` all files of installed and previous releases are read, at the lowest priority and no faster
+than `scrub_bytes_per_s`; from the disk, not from the page cache, unless an engine has them mapped, and then what it sees is
+what matters. A file that is not what its digest says is replaced by the same file from the other slot, or it is fetched
+again. Until that has worked the device says so in its report.
 """
 
 import asyncio
@@ -78,7 +79,13 @@ class Scrub:
                 source = fetched = slots.download_path(named.ref.digest)
                 await self._parts.fetcher.fetch(named.ref, source)
             await asyncio.to_thread(
-                slots.mend, model, named.slot, named.name, named.ref, source, lambda: _is_settled(lane, named)
+                slots.mend,
+                model,
+                named.slot,
+                named.name,
+                named.ref,
+                source=source,
+                still=lambda: _is_settled(lane, named),
             )
         except (FerryError, OSError) as error:
             lane.remark(f"{named.name} in slot {named.slot} went bad on the disk and cannot be mended yet: {error}")

@@ -3,8 +3,8 @@
 A device may be offline for weeks, so the spool is capped in rows and in bytes: when it is full the oldest windows go,
 and a counter says how many have gone for ever. What `add` returned from survives a killed process (SQLite, WAL); the
 last moments before a power cut may be lost, which is the price of not waiting for the disk. A spool file that cannot be
-read is set aside and a new one begun, and where no file can be, it is kept in memory: telemetry is never a reason not to
-serve.
+read is set aside and a new one begun, and where no file can be, it is kept in memory: telemetry is never a reason not
+to serve.
 """
 
 import logging

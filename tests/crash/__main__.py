@@ -34,7 +34,8 @@ async def main(name: str, where: str, seed: int) -> None:
                     op = recording.ops[place] if place < len(recording.ops) else None
                     left = crash(recording, place, Loss(last[1]), seed, before)
                     found, _ = await attempt(survey, story, left, restarts=True)
-                    print(place, op.kind if op else "the end", op.path if op else "", *found or ["holds"], sep=" | ")
+                    where = f"{op.kind} {op.path}" if op else "the end"
+                    sys.stdout.write(f"{place} {where}: {'; '.join(found) or 'holds'}\n")
 
 
 if __name__ == "__main__":

@@ -231,9 +231,7 @@ def _kept(changes: list, loss: Loss, chance: random.Random) -> list:  # type: ig
             return [change for change in changes if chance.random() < 0.5]
 
 
-def _torn(
-    writes: list[tuple[int, bytes | None]], loss: Loss, chance: random.Random
-) -> list[tuple[int, bytes | None]]:
+def _torn(writes: list[tuple[int, bytes | None]], loss: Loss, chance: random.Random) -> list[tuple[int, bytes | None]]:
     """The same, with the last write cut short in half of the cases."""
     if loss in {Loss.KILLED, Loss.ALL} or not writes or chance.random() < 0.5:
         return writes

@@ -20,6 +20,7 @@ from tests.crash.survey import Crash, Recording, Survey, crash, points
 RESTARTS = 5
 """Each so many-th crash is followed by one more restart, to see that it changes nothing."""
 
+
 class Share(NamedTuple):
     """How much is tried: `crashes` of all crash points; of so many recoveries (`recovered`), `pairs` crashes each."""
 
@@ -70,7 +71,9 @@ async def explore(survey: Survey, story: Story, share: Share, seed: int) -> Find
             found, _ = await attempt(survey, story, crash(recovery, second, loss, seed, first))
             violations += [Violation(story.name, f"{index} killed, {second} {loss}", seed, what) for what in found]
     operations = sum(op.kind != "mark" for op in recording.ops)
-    return Findings(story.name, operations, {str(loss): count for loss, count in crashes.items()}, pairs, tuple(violations))
+    return Findings(
+        story.name, operations, {str(loss): count for loss, count in crashes.items()}, pairs, tuple(violations)
+    )
 
 
 def _drawn(recording: Recording, share: Share, chance: random.Random) -> Iterator[tuple[int, Loss]]:

@@ -27,7 +27,9 @@ async def hunt(survey: Survey, mutant: Mutant, seed: int, tries_max: int) -> str
 
 def _drawn(recording: Recording, mutant: Mutant, chance: random.Random) -> Crash:
     ops = recording.ops
-    places = [index for index in points(recording) if not mutant.at or (index < len(ops) and mutant.at in ops[index].path)]
+    places = [
+        index for index in points(recording) if not mutant.at or (index < len(ops) and mutant.at in ops[index].path)
+    ]
     return crash(recording, chance.choice(places), chance.choice(mutant.losses), chance.randrange(1000))
 
 

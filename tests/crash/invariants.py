@@ -84,9 +84,11 @@ def the_old_release_stays_until_the_commit(case: Case) -> Found:
 def success_is_kept(case: Case) -> Found:
     """What was reported as installed serves after the crash."""
     update = _last_told(case.crash.told)
-    if update and update.outcome == "succeeded" and case.step.target and update.generation == case.step.target.order:
-        if case.seen.offline_answer is None or case.seen.offline_answer[0] != update.version:
-            yield f"{update.version} was reported as installed, and {case.seen.offline_answer} answers"
+    target, answer = case.step.target, case.seen.offline_answer
+    if update is None or target is None or (update.outcome, update.generation) != ("succeeded", target.order):
+        return
+    if answer is None or answer[0] != update.version:
+        yield f"{update.version} was reported as installed, and {answer} answers"
 
 
 def deaths_over_a_candidate_are_strikes(case: Case) -> Found:
@@ -198,7 +200,7 @@ def the_story_ends_as_it_does_without_a_crash(case: Case) -> Found:
 
 
 def attempts_are_bounded(case: Case) -> Found:
-    """No download is asked for more often than wrong bytes are fetched again; resumed ones that are wrong, once more."""
+    """No download is asked for more often than wrong bytes are fetched again, and once more if it was resumed."""
     for digest, asked in case.seen.asked.items():
         if asked > 2 + REDOWNLOADS_MAX:
             yield f"{digest[:19]} was asked for {asked} times"
@@ -289,9 +291,9 @@ def _here(case: Case, name: Digest) -> int:
     path = f"downloads/{name.removeprefix('sha256:')}"
     state = case.left.state
     for release in (state.installed, state.candidate, state.previous) if state else ():
-        if release and name in {ref.digest for ref in (*release.files.values(), release.manifest)}:
-            if is_complete(case.crash.tree, MODEL, release):
-                return len(case.blobs[name])
+        holds = release is not None and name in {ref.digest for ref in (*release.files.values(), release.manifest)}
+        if release is not None and holds and is_complete(case.crash.tree, MODEL, release):
+            return len(case.blobs[name])
     if case.crash.loss is Loss.KILLED:
         lengths = _lengths(case.crash.tree)
         return max(lengths.get(path, 0), lengths.get(f"{path}.part", 0))

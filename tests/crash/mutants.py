@@ -129,8 +129,9 @@ def _saving(change: Callable[[ModelState], ModelState]) -> Wrong:
 
 @contextlib.contextmanager
 def _follows_any_order() -> Iterator[None]:
-    with patch("edge_agent.update.order.is_newer", lambda *_: True), patch(
-        "edge_agent.journal.is_newer", lambda *_: True
+    with (
+        patch("edge_agent.update.order.is_newer", lambda *_: True),
+        patch("edge_agent.journal.is_newer", lambda *_: True),
     ):
         yield
 
@@ -248,7 +249,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("resumes on rubbish", _resumes_on_rubbish, "first install", (Loss.ANY,), _AGAIN, at=".part"),
     Mutant("forgets downloads", _forgets_downloads, "first install", KILLED, _AGAIN),
     Mutant("begins downloads anew", _begins_downloads_anew, "first install", KILLED, _AGAIN),
-    Mutant("forgets its last words", _saving(lambda state: replace(state, last_update=None)), "full", KILLED, _LIVENESS),
+    Mutant(
+        "forgets its last words", _saving(lambda state: replace(state, last_update=None)), "full", KILLED, _LIVENESS
+    ),
     Mutant("tells another end after a restart", _steps(_tells_another_end), "full", KILLED, _TOLD),
     Mutant(
         "gives up waiting",

@@ -66,7 +66,14 @@ class Recorder:
             made.mkdir(parents=True)
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "tests.crash.recording", str(self._folder), str(self._mount), str(self._record)]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.crash.recording",
+            str(self._folder),
+            str(self._mount),
+            str(self._record),
+        ]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE)  # its end is the sign that we are gone
         deadline = time.monotonic() + START_S
         while not os.path.ismount(self._mount):
@@ -140,8 +147,8 @@ def main(folder: str, mount: str, record: str) -> None:
             if self._error in errors:
                 raise mfusepy.FuseOSError(self._error)
 
-        def _at(self, path: str) -> str:
-            return folder + path
+        def _at(self, path: str) -> Path:
+            return Path(folder + path)
 
         def _done(self, kind: str, path: str, to: str = "", offset: int = 0, data: bytes = b"") -> None:
             frame = msgspec.msgpack.encode(Op(kind, path.lstrip("/"), to.lstrip("/"), offset, data))
@@ -154,7 +161,7 @@ def main(folder: str, mount: str, record: str) -> None:
             return {key: getattr(found, key) for key in keys} | times
 
         def readdir(self, path: str, fh: int) -> list[str]:
-            return [".", "..", *os.listdir(self._at(path))]
+            return [".", "..", *(entry.name for entry in self._at(path).iterdir())]
 
         def statfs(self, path: str) -> dict[str, int]:
             found = os.statvfs(self._at(path))
@@ -206,7 +213,7 @@ def main(folder: str, mount: str, record: str) -> None:
 
         def rename(self, old: str, new: str) -> int:
             self._refuse(errno.EROFS, errno.EIO)
-            os.rename(self._at(old), self._at(new))
+            self._at(old).rename(self._at(new))
             self._done("rename", old, new)
             return 0
 
@@ -218,7 +225,7 @@ def main(folder: str, mount: str, record: str) -> None:
 
         def unlink(self, path: str) -> int:
             self._refuse(errno.EROFS, errno.EIO)
-            os.unlink(self._at(path))
+            self._at(path).unlink()
             self._done("unlink", path)
             return 0
 
@@ -227,7 +234,7 @@ def main(folder: str, mount: str, record: str) -> None:
                 self._mark(path, name.removeprefix(MARK))
                 raise mfusepy.FuseOSError(errno.EEXIST)
             self._refuse(errno.EROFS, errno.ENOSPC, errno.EIO)
-            os.mkdir(self._at(path), mode)
+            self._at(path).mkdir(mode)
             self._done("mkdir", path)
             return 0
 
@@ -238,12 +245,12 @@ def main(folder: str, mount: str, record: str) -> None:
 
         def rmdir(self, path: str) -> int:
             self._refuse(errno.EROFS, errno.EIO)
-            os.rmdir(self._at(path))
+            self._at(path).rmdir()
             self._done("rmdir", path)
             return 0
 
         def chmod(self, path: str, mode: int) -> int:
-            os.chmod(self._at(path), mode)
+            self._at(path).chmod(mode)
             return 0
 
         def utimens(self, path: str, times: Any = None) -> int:

@@ -4,6 +4,7 @@ Version n of the model adds n to what it is asked, so an answer tells which rele
 answer nothing but NaN as soon as somebody asks, `nonsense` ones even for the made-up inputs of the warm-up.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,7 +105,7 @@ class Author:
 
     def chained(self, version: int, base: int) -> Step:
         files = [self._weights(number) for number in range(base, version + 1)]
-        offers = [self._desk.patch(old, new) for old, new in zip(files, files[1:], strict=False)]
+        offers = [self._desk.patch(old, new) for old, new in itertools.pairwise(files)]
         return self._until_done(self._release(version, patches=offers))
 
     def in_parts(self, version: int, base: int) -> Step:

@@ -125,10 +125,13 @@ class Survey:
     async def open(self) -> AsyncIterator["Survey"]:
         """With the desk serving, and downloads written in pieces that fit the small models."""
         await self.desk.start()
-        with patch.object(partial, "FLUSH_BYTES", FLUSH_BYTES), patch.object(partial, "BLOCK_BYTES_MAX", BLOCK_BYTES):
-            with patch.object(http, "BLOCK_BYTES", BLOCK_BYTES):
-                async with open_session("token") as self._session:
-                    yield self
+        with (
+            patch.object(partial, "FLUSH_BYTES", FLUSH_BYTES),
+            patch.object(partial, "BLOCK_BYTES_MAX", BLOCK_BYTES),
+            patch.object(http, "BLOCK_BYTES", BLOCK_BYTES),
+        ):
+            async with open_session("token") as self._session:
+                yield self
         await self.desk.stop()
 
     def author(self) -> Author:
@@ -282,7 +285,11 @@ def crash(recording: Recording, index: int, loss: Loss, seed: int, before: Crash
 def points(recording: Recording) -> list[int]:
     """Where a crash differs from the one before: after each operation, before and after what was told then."""
     ops = recording.ops
-    return [i for i in range(len(ops) + 1) if i == len(ops) or ops[i].kind != "mark" or ops[i - 1 if i else 0].kind != "mark"]
+    return [
+        i
+        for i in range(len(ops) + 1)
+        if i == len(ops) or ops[i].kind != "mark" or ops[i - 1 if i else 0].kind != "mark"
+    ]
 
 
 def tree_of(folder: Path) -> dict[str, bytes | None]:
@@ -332,9 +339,7 @@ def _memory(connection: sqlite3.Connection) -> Memory:
     numbers = dict(connection.execute("select name, value from numbers").fetchall())
     orders = connection.execute("select envelope from orders").fetchall()
     state = msgspec.json.decode(rows[0][0], type=ModelState) if rows else None
-    return Memory(
-        state, numbers.get("generation", 0), bool(numbers.get("running", 0)), orders[0][0] if orders else b""
-    )
+    return Memory(state, numbers.get("generation", 0), bool(numbers.get("running", 0)), orders[0][0] if orders else b"")
 
 
 def sha256(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""A full, read-only or failing disk under a whole agent: it answers all the same, says what it waits for, and goes on."""
+"""A full, read-only or failing disk under a whole agent: it answers, says what it waits for, and goes on."""
 
 import asyncio
 import contextlib

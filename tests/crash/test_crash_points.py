@@ -1,4 +1,4 @@
-"""No crash breaks a promise, and a wrong agent is found out. A share of all crashes; `make bench-crash` tries them all."""
+"""No crash breaks a promise, and a wrong agent is found out: a share of all crashes; `make bench-crash` tries all."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path

@@ -2,8 +2,8 @@
 
 `faults` maps a digest to what is wrong with it: `tamper` flips a byte, `truncate` sends half and closes, `stall` sends
 half and no more, `missing` is 404; `break_once` sends half of the first answer and closes, `tamper_once` flips a byte
-of it. While `offline` is true, every line to a blob breaks. `sent` counts the bytes that left for each digest. The device's twin is here too: polls get the newest order,
-reports are kept in `reports`.
+of it. While `offline` is true, every line to a blob breaks. `sent` counts the bytes that left for each digest. The
+device's twin is here too: polls get the newest order, reports are kept in `reports`.
 """
 
 import asyncio

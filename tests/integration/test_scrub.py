@@ -17,6 +17,7 @@ from tests.integration.agent_bench import Device, device_at
 from tests.integration.release_desk import MODEL, ONNX_FILE, ReleaseDesk
 from tests.integration.small_models import WEIGHTS_FILE, mapped, weighted
 
+
 @pytest.fixture
 async def desk() -> AsyncIterator[ReleaseDesk]:
     desk = ReleaseDesk()
