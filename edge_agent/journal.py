@@ -8,6 +8,9 @@ A disk that takes nothing, because it is full, read-only or failing, is `Storage
 must be written, and no reason not to start: what the journal holds can be read then too, if need be from a copy in
 memory. Numbers that could not be written go with the next write that works.
 
+A file that is damaged is set aside and a new one begun (`begun_anew`): which releases there are can be seen in the slots,
+and the highest generation is in a small file of its own too, so that no old order is believed again.
+
 A row that this build cannot read was written by a newer one, or is damaged. Then only the installed release is kept of
 it, and the newest order is carried out afresh: a state that nobody knows means going back to what is proven.
 """
@@ -28,7 +31,7 @@ import msgspec
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-from common.durable import make_folder
+from common.durable import make_folder, move, remove, write_file
 from common.errors import Conflict, StorageFailed, StorageFull
 from common.ids import ModelName
 from common.trust import is_newer
@@ -37,6 +40,7 @@ from edge_agent.update import Installed, ModelState
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "journal.db"
+UNREADABLE = ".unreadable"
 MEMORY = Path("/dev/shm")  # noqa: S108 (a private folder is made in it)
 """Where a copy of a journal goes that cannot be opened where it is; the usual temporary folder if it is not there."""
 FIX = "make its disk writable again; what is installed keeps running, nothing was lost"
@@ -91,6 +95,7 @@ class Journal:
         self._lock = threading.Lock()
         self._path = path
         self._unwritten: dict[str, int] = {}
+        self.begun_anew = False
         self._copy: tempfile.TemporaryDirectory[str] | None = None
         try:
             make_folder(path.parent)
@@ -101,6 +106,23 @@ class Journal:
             logger.warning("the journal is on a disk that takes nothing", extra={"reason": str(error)})
             self._copy = tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None)
             self._db = _open(_copied(path, Path(self._copy.name)))
+        except sqlite3.DatabaseError as error:
+            logger.error("the journal is damaged; a new one is begun", extra={"reason": str(error)})  # noqa: TRY400
+            self._db = self._begin_anew()
+
+    def _begin_anew(self) -> Database:
+        path = self._path
+        move(path, path.with_name(path.name + UNREADABLE))
+        for suffix in ("-wal", "-shm"):
+            remove(path.with_name(path.name + suffix))
+        self.begun_anew = True
+        with contextlib.suppress(OSError, ValueError):  # the newest order itself is lost and must be accepted once more
+            self._unwritten["generation"] = int(self._generation_file.read_text(encoding="ascii")) - 1
+        return _open(path)
+
+    @property
+    def _generation_file(self) -> Path:
+        return self._path.with_name(self._path.name + ".generation")
 
     def close(self) -> None:
         """Let the file go."""
@@ -158,6 +180,8 @@ class Journal:
             db.table("numbers").upsert({"name": "generation", "value": order.generation}, pk="name")
 
         self._write(write)
+        with contextlib.suppress(StorageFull, OSError):  # only of use when the journal is lost
+            write_file(self._generation_file, str(order.generation).encode())
 
     def count(self, name: str) -> int:
         """The number `name`, raised by one first: a value that no earlier run has had, if the disk took theirs."""
@@ -202,7 +226,9 @@ def _open(path: Path) -> Database:
         database.enable_wal()
         database.execute("PRAGMA synchronous = FULL")
         migrations.apply(database)
-        database.execute("SELECT count(*) FROM numbers").fetchone()
+        (verdict,) = database.execute("PRAGMA integrity_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)  # noqa: TRY301
     except BaseException:
         database.close()
         raise

@@ -79,6 +79,17 @@ class Slots:
         """Any file of a slot, its manifest too."""
         return self._models / model / slot / (name if name == MANIFEST_FILE else _plain(name))
 
+    def models(self) -> list[ModelName]:
+        """The models that have a folder here."""
+        return [ModelName(folder.name) for folder in sorted(self._models.iterdir()) if folder.is_dir()]
+
+    def made_at(self, model: ModelName, slot: Slot) -> float:
+        """When the slot was filled, Unix seconds by the clock of then; 0 if it is empty."""
+        try:
+            return self.file(model, slot, MANIFEST_FILE).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
     def manifest(self, model: ModelName, slot: Slot) -> bytes:
         """The signed manifest in a slot; `NotFound` when it is not there."""
         try:

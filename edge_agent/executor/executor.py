@@ -16,6 +16,7 @@ from common.errors import FerryError
 from common.ids import DeviceId, Digest, ModelName, Version
 from common.wire import DesiredState, ReportedModel
 from common.wire.messages import HELD_DIGESTS_MAX, MODELS_PER_DEVICE_MAX, TEXT_CHARS_MAX
+from edge_agent.executor.adopting import adopt
 from edge_agent.executor.lane import Lane
 from edge_agent.executor.parts import Parts
 from edge_agent.executor.scrub import Scrub
@@ -60,7 +61,7 @@ class Executor:
         """Serve what is installed, then go on with what was under way and with the newest order."""
         journal, now = self._parts.journal, self._parts.clock.now()
         last = await asyncio.to_thread(journal.begin_run, self._parts.boot)
-        states = await asyncio.to_thread(journal.load)
+        states = await asyncio.to_thread(self._remembered)
         await asyncio.to_thread(self._sweep, list(states.values()), flushed_only=last.power_cut)
         for state in states.values():
             lane = self._lane(state)
@@ -177,6 +178,17 @@ class Executor:
             return
         if not await asyncio.to_thread(slots.verify, lane.state.model, release.slot, release.files, release.manifest):
             lane.feed(ev.SlotLost(at=self._parts.clock.now(), slot=release.slot))
+
+    def _remembered(self) -> dict[ModelName, ModelState]:
+        """What the journal knows of the models or, if it was lost, what the slots say."""
+        states = self._parts.journal.load()
+        if states or not self._parts.journal.begun_anew:
+            return states
+        adopted = adopt(self._parts)
+        for state in adopted:
+            self._parts.journal.save(state)
+        logger.warning("found again in the slots: %s", ", ".join(state.model for state in adopted) or "nothing")
+        return {state.model: state for state in adopted}
 
     def _sweep(self, states: list[ModelState], *, flushed_only: bool) -> None:
         named = {
