@@ -5,7 +5,7 @@ crash at each, and starts the agent's own executor, journal, slots, fetcher and 
 part runs a real controller and a real agent, asks it for inferences and kills it with SIGKILL at random moments
 (`tests/e2e/killing.py`). Both end in one figure: what was promised and did not hold.
 
-`QUICK=1` tries a share of the crashes. `SEED=n` draws other losses, other pairs and other moments.
+`QUICK=1` tries few crashes, `ALL=1` every power cut of every kind and more pairs. `SEED=n` draws others.
 """
 
 import asyncio
@@ -27,20 +27,22 @@ from tests.e2e.world import World
 
 COMMAND = "make bench-crash"
 POINTS_MIN = 2000
-WHOLE = Share(crashes=1.0, recovered=6, pairs=10)
-SOME = Share(crashes=0.03, recovered=1, pairs=5)
+WHOLE = Share(kills=1.0, power_cuts=1 / 3, recovered=6, pairs=8)
+ALL = Share(kills=1.0, power_cuts=1.0, recovered=20, pairs=20)
+SOME = Share(kills=0.03, power_cuts=0.03, recovered=1, pairs=5)
 KILLS, SOME_KILLS = 200, 5
 WORKERS = 4
 
 INTRO = """
 Each row is an update that a device carries out (`tests/crash/stories.py`). It is recorded once, and then crashed in
 front of every operation that changes the disk (creating, writing, syncing, renaming, linking and removing, SQLite's
-included) and around every report, once for each kind of loss: the process is *killed* and nothing is lost; the power
-is cut and *all* that was not synced is lost, or the *late* part of it, or *any* of it in any order, with torn writes.
-From what is left the agent starts without a network, then goes on with the story. A *pair* is a crash during the
-recovery from a crash; some recoveries, drawn from the seed, are recorded and crashed at operations drawn from it too,
-because all pairs would be a hundred thousand. `tests/crash/invariants.py` says what must hold after each,
-`tests/crash/mutants.py` has wrong agents that it catches.
+included) and around every report. *killed*: the process dies and nothing is lost; all of these are tried. The other
+three are power cuts: *all* that was not synced is lost, or the *late* part of it, or *any* of it in any order, with
+torn writes; a third of these is drawn from the seed (`ALL=1` tries every one, `SEED=n` draws others). From what is
+left the agent starts without a network, then goes on with the story. A *pair* is a crash during the recovery from a
+crash; some recoveries, drawn from the seed, are recorded and crashed at operations drawn from it too, because all
+pairs would be a hundred thousand. `tests/crash/invariants.py` says what must hold after each, `tests/crash/mutants.py`
+has wrong agents that it catches.
 
 The last rows are of a real `ferry-agent` process with a real controller (`tests/e2e/killing.py`): release after
 release is rolled out to it, somebody keeps asking it, and it is killed with SIGKILL at random moments, also while it
@@ -69,11 +71,17 @@ async def _explore(name: str, seed: int) -> Findings:
     with tempfile.TemporaryDirectory() as folder, Recorder(Path(folder)) as recorder:
         async with Survey(Path(folder) / "survey", recorder).open() as survey:
             story = survey.author().stories()[name]()
-            findings = await explore(survey, story, SOME if quick() else WHOLE, seed)
+            findings = await explore(survey, story, _share(), seed)
     print(f"{name}: {sum(findings.crashes.values())} crashes, {findings.pairs} pairs", file=sys.stderr, flush=True)
     for one in findings.violations:
         print(f"{one.story!r} {one.where!r} {one.seed}: {one.what}", file=sys.stderr, flush=True)
     return findings
+
+
+def _share() -> Share:
+    if quick():
+        return SOME
+    return ALL if os.environ.get("ALL") else WHOLE
 
 
 def _killed(kills: int, seed: int) -> Outcome:

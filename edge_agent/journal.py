@@ -8,8 +8,8 @@ A disk that takes nothing, because it is full, read-only or failing, is `Storage
 must be written, and no reason not to start: what the journal holds can be read then too, if need be from a copy in
 memory. Numbers that could not be written go with the next write that works.
 
-A file that is damaged is set aside and a new one begun (`begun_anew`): which releases there are can be seen in the slots,
-and the highest generation is in a small file of its own too, so that no old order is believed again.
+A file that is damaged is set aside and a new one begun (`begun_anew`): which releases there are can be seen in the
+slots, and the highest generation is in a small file of its own too, so that no old order is believed again.
 
 A row that this build cannot read was written by a newer one, or is damaged. Then only the installed release is kept of
 it, and the newest order is carried out afresh: a state that nobody knows means going back to what is proven.

@@ -1,8 +1,8 @@
 """Finding the releases in the slots again when the journal that named them was lost.
 
-A slot holds its release's signed manifest, so it can say for itself what it is, and whether it is all there. Which of two
-was in service nobody knows any more; the one that came first is taken, for the other may not have proven itself. The
-newest order, which has to be asked for again, then finds the other one on the disk.
+A slot holds its release's signed manifest, so it can say for itself what it is, and whether it is all there. Which of
+two was in service nobody knows any more; the one that came first is taken, for the other may not have proven itself.
+The newest order, which has to be asked for again, then finds the other one on the disk.
 """
 
 from common.artifact import ArtifactRef, decode_manifest, digest_of

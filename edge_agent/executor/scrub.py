@@ -2,9 +2,9 @@
 
 Disks forget. A release that serves is in memory, so nobody would notice before the next start, when it is needed most.
 Every `scrub_interval_s` all files of installed and previous releases are read, at the lowest priority and no faster
-than `scrub_bytes_per_s`; from the disk, not from the page cache, unless an engine has them mapped, and then what it sees is
-what matters. A file that is not what its digest says is replaced by the same file from the other slot, or it is fetched
-again. Until that has worked the device says so in its report.
+than `scrub_bytes_per_s`; from the disk, not from the page cache, unless an engine has them mapped, and then what it
+sees is what matters. A file that is not what its digest says is replaced by the same file from the other slot, or it
+is fetched again. Until that has worked the device says so in its report.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Which crashes of a story are tried, and what came of them.
 
-Every operation is a crash point, once for each kind of `Loss`. Pairs are too many to try all: the recoveries from
+Every operation is a crash point, once for a killed process and once for each kind of power cut. Pairs are too many to try all: the recoveries from
 some crashes, drawn from the seed, are recorded and crashed in their turn at operations drawn from it too. A `Share` of
 less than one takes that part of all, drawn as well.
 """
@@ -22,12 +22,14 @@ RESTARTS = 5
 
 
 class Share(NamedTuple):
-    """How much is tried: `crashes` of all crash points; of so many recoveries (`recovered`), `pairs` crashes each."""
+    """How much is tried: the share of all kills, of all power cuts of each kind; of so many recoveries (`recovered`),
+    `pairs` crashes each.
+    """
 
-    crashes: float = 1.0
+    kills: float = 1.0
+    power_cuts: float = 1.0
     recovered: int = 0
     pairs: int = 0
-    losses: tuple[Loss, ...] = tuple(Loss)
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -54,7 +56,7 @@ async def explore(survey: Survey, story: Story, share: Share, seed: int) -> Find
     recording = await survey.record(story)
     chance = random.Random(f"{seed} {story.name}")
     violations: list[Violation] = []
-    crashes = dict.fromkeys(share.losses, 0)
+    crashes = dict.fromkeys(Loss, 0)
     for number, (index, loss) in enumerate(_drawn(recording, share, chance)):
         crashes[loss] += 1
         found, _ = await attempt(survey, story, crash(recording, index, loss, seed), restarts=number % RESTARTS == 0)
@@ -66,7 +68,7 @@ async def explore(survey: Survey, story: Story, share: Share, seed: int) -> Find
         if recovery is None:
             continue
         for second in sorted(chance.sample(points(recovery), min(share.pairs, len(points(recovery))))):
-            loss = chance.choice(share.losses)
+            loss = chance.choice(tuple(Loss))
             pairs += 1
             found, _ = await attempt(survey, story, crash(recovery, second, loss, seed, first))
             violations += [Violation(story.name, f"{index} killed, {second} {loss}", seed, what) for what in found]
@@ -77,9 +79,10 @@ async def explore(survey: Survey, story: Story, share: Share, seed: int) -> Find
 
 
 def _drawn(recording: Recording, share: Share, chance: random.Random) -> Iterator[tuple[int, Loss]]:
-    for loss in share.losses:
+    for loss in Loss:
+        part = share.kills if loss is Loss.KILLED else share.power_cuts
         for index in points(recording):
-            if chance.random() < share.crashes:
+            if chance.random() < part:
                 yield index, loss
 
 

@@ -1,20 +1,15 @@
 """A full, read-only or failing disk under a whole agent: it answers, says what it waits for, and goes on."""
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import aiohttp
 import pytest
 
-from edge_agent.app import Agent
 from tests.conftest import eventually
 from tests.crash import recording
 from tests.crash.recording import FAIL, Recorder, mark
-from tests.integration.release_desk import MODEL, ReleaseDesk
-from tests.integration.small_models import WEIGHTS_FILE, weighted
-from tests.integration.test_agent_app import agent_at
+from tests.integration.release_desk import ReleaseDesk
+from tests.integration.small_agent import agent_at, ask, publish, runs, traffic
 
 pytestmark = pytest.mark.skipif(bool(recording.available()), reason=recording.available() or "FUSE works")
 
@@ -33,44 +28,6 @@ async def desk() -> AsyncIterator[ReleaseDesk]:
     await desk.start()
     yield desk
     await desk.stop()
-
-
-def publish(desk: ReleaseDesk, folder: Path, version: int) -> None:
-    model, weights = weighted(folder, 0, version)
-    desk.order(desk.release(str(version), model, weights={WEIGHTS_FILE: weights}))
-
-
-async def ask(agent: Agent) -> tuple[str, float]:
-    """The version that answers, and the number that the answer shows."""
-    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0.0] * 4}
-    async with (
-        aiohttp.ClientSession() as http,
-        http.post(f"{agent.inference_url}/v2/models/{MODEL}/infer", json={"inputs": [tensor]}) as response,
-    ):
-        assert response.status == 200, await response.text()
-        answer = await response.json()
-        return answer["model_version"], answer["outputs"][0]["data"][0]
-
-
-@contextlib.asynccontextmanager
-async def traffic(agent: Agent) -> AsyncIterator[list[tuple[str, float]]]:
-    """Requests all the while; one that fails fails the test."""
-    answers: list[tuple[str, float]] = []
-
-    async def keep_asking() -> None:
-        while True:
-            answers.append(await ask(agent))
-            await asyncio.sleep(0.01)
-
-    asking = asyncio.create_task(keep_asking())
-    yield answers
-    assert not asking.done(), "a request failed"
-    asking.cancel()
-    await asyncio.gather(asking, return_exceptions=True)
-
-
-def runs(desk: ReleaseDesk, version: int) -> bool:
-    return bool(desk.reports) and any(m.running == str(version) and m.phase == "idle" for m in desk.reports[-1].models)
 
 
 def waits_for_the_disk(desk: ReleaseDesk) -> bool:

@@ -15,7 +15,7 @@ from tests.crash.stories import NAMES
 from tests.crash.survey import Survey
 
 SEED = 1
-SHARE = Share(crashes=0.012, recovered=1, pairs=2)
+SHARE = Share(kills=0.012, power_cuts=0.012, recovered=1, pairs=2)
 TRIES_MAX = 60
 """Crashes until a mutant must have been caught; most take fewer than ten."""
 

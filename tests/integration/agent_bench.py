@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from common.backoff import Backoff
-from common.clock import SystemClock
+from common.clock import Clock, SystemClock
 from common.wire import ReportedModel, UpdateReport
 from edge_agent.executor import Executor, Parts, UpdateLimits
 from edge_agent.fetch import FetchLimits, make_fetcher, open_session
@@ -27,10 +27,12 @@ PLENTY = 10**12
 class Device:
     """One device."""
 
-    def __init__(self, folder: Path, desk: ReleaseDesk, free: Callable[[], int] = lambda: PLENTY) -> None:
+    def __init__(
+        self, folder: Path, desk: ReleaseDesk, free: Callable[[], int] = lambda: PLENTY, clock: Clock | None = None
+    ) -> None:
         self.journal = Journal(folder / "journal.db")
         self.slots = Slots(folder, free=lambda _: free())
-        clock = SystemClock()
+        clock = clock or SystemClock()
         self.server = ModelServer(OrtEngine(), Recorder(clock.now()), clock, workers=2)
         self.session = open_session("token")
         self.executor = Executor(
@@ -85,8 +87,10 @@ class Device:
 
 
 @asynccontextmanager
-async def device_at(folder: Path, desk: ReleaseDesk, free: Callable[[], int] = lambda: PLENTY) -> AsyncIterator[Device]:
-    device = Device(folder, desk, free)
+async def device_at(
+    folder: Path, desk: ReleaseDesk, free: Callable[[], int] = lambda: PLENTY, clock: Clock | None = None
+) -> AsyncIterator[Device]:
+    device = Device(folder, desk, free, clock)
     await device.executor.start()
     try:
         yield device
