@@ -1,11 +1,11 @@
-"""Crashes of the agent: at every operation on the disk, during recoveries, and of the real process under traffic.
+"""Crashes of the agent at every operation on the disk, and during the recoveries from them.
 
-The first part records updates on a file system that writes every operation down, builds what the disk may hold after a
-crash at each, and starts the agent's own executor, journal, slots, fetcher and engine on it (`tests/crash`). The second
-part runs a real controller and a real agent, asks it for inferences and kills it with SIGKILL at random moments
-(`tests/e2e/killing.py`). Both end in one figure: what was promised and did not hold.
+Updates are recorded on a file system that writes every operation down. What the disk may hold after a crash at each is
+built from the record, and the agent's own executor, journal, slots, fetcher and engine start on it (`tests/crash`).
+`bench_kills` kills the real process instead.
 
-`QUICK=1` tries few crashes, `ALL=1` every power cut of every kind and more pairs. `SEED=n` draws others.
+`QUICK=1` tries few crashes, `ALL=1` every power cut of every kind and more pairs. `SEED=n` draws others. `WORKERS=n` are
+tried side by side.
 """
 
 import asyncio
@@ -22,31 +22,23 @@ from tests.crash.exploring import Findings, Share, explore
 from tests.crash.recording import Recorder
 from tests.crash.stories import NAMES
 from tests.crash.survey import Survey
-from tests.e2e.killing import Chase, Outcome
-from tests.e2e.world import World
 
 COMMAND = "make bench-crash"
 POINTS_MIN = 2000
-WHOLE = Share(kills=1.0, power_cuts=1 / 3, recovered=6, pairs=8)
+WHOLE = Share(kills=1.0, power_cuts=0.25, recovered=6, pairs=6)
 ALL = Share(kills=1.0, power_cuts=1.0, recovered=20, pairs=20)
 SOME = Share(kills=0.03, power_cuts=0.03, recovered=1, pairs=5)
-KILLS, SOME_KILLS = 200, 5
-WORKERS = 4
 
 INTRO = """
 Each row is an update that a device carries out (`tests/crash/stories.py`). It is recorded once, and then crashed in
 front of every operation that changes the disk (creating, writing, syncing, renaming, linking and removing, SQLite's
 included) and around every report. *killed*: the process dies and nothing is lost; all of these are tried. The other
 three are power cuts: *all* that was not synced is lost, or the *late* part of it, or *any* of it in any order, with
-torn writes; a third of these is drawn from the seed (`ALL=1` tries every one, `SEED=n` draws others). From what is
+torn writes; a quarter of these is drawn from the seed (`ALL=1` tries every one, `SEED=n` draws others). From what is
 left the agent starts without a network, then goes on with the story. A *pair* is a crash during the recovery from a
 crash; some recoveries, drawn from the seed, are recorded and crashed at operations drawn from it too, because all
 pairs would be a hundred thousand. `tests/crash/invariants.py` says what must hold after each, `tests/crash/mutants.py`
 has wrong agents that it catches.
-
-The last rows are of a real `ferry-agent` process with a real controller (`tests/e2e/killing.py`): release after
-release is rolled out to it, somebody keeps asking it, and it is killed with SIGKILL at random moments, also while it
-starts.
 """
 
 
@@ -54,11 +46,9 @@ def main() -> None:
     if why := recording.available():
         sys.exit(f"crashes need FUSE: {why}")
     seed = int(os.environ.get("SEED", "1"))
-    with ProcessPoolExecutor(WORKERS) as pool:
-        killing = pool.submit(_killed, SOME_KILLS if quick() else KILLS, seed)
+    with ProcessPoolExecutor(int(os.environ.get("WORKERS", "2"))) as pool:
         found = list(pool.map(_explored, NAMES, [seed] * len(NAMES)))
-        killed = killing.result()
-    rows = [*_rows(found), *_kill_rows(killed)]
+    rows = _rows(found)
     write("crash", "Crashes", rows, INTRO, body=f"{_stories(found)}\n\n{table(rows)}")
 
 
@@ -82,42 +72,6 @@ def _share() -> Share:
     if quick():
         return SOME
     return ALL if os.environ.get("ALL") else WHOLE
-
-
-def _killed(kills: int, seed: int) -> Outcome:
-    with tempfile.TemporaryDirectory() as folder:
-        world = World(Path(folder))
-        try:
-            world.start()
-            outcome = Chase(world, Path(folder) / "releases", seed).run(kills)
-        finally:
-            world.stop()
-    for broken in outcome.broken:
-        print(f"killed: {broken}", file=sys.stderr, flush=True)
-    return outcome
-
-
-def _rows(found: list[Findings]) -> list[Row]:
-    crashes = sum(sum(one.crashes.values()) for one in found)
-    pairs = sum(one.pairs for one in found)
-    violations = sum(len(one.violations) for one in found)
-    least = 0 if quick() else POINTS_MIN
-    return [
-        figure("operations in all stories", measured=sum(one.operations for one in found), unit="", command=COMMAND),
-        at_least("crash points", least, measured=crashes + pairs, unit="", command=COMMAND),
-        figure("of them during a recovery", measured=pairs, unit="", command=COMMAND),
-        at_most("promises broken", 0, measured=violations, unit="", command=COMMAND),
-    ]
-
-
-def _kill_rows(killed: Outcome) -> list[Row]:
-    return [
-        figure("real processes killed under traffic", measured=killed.kills, unit="", command=COMMAND),
-        figure("of them before they answered", measured=killed.starts, unit="", command=COMMAND),
-        figure("releases rolled out meanwhile", measured=killed.rollouts, unit="", command=COMMAND),
-        figure("answers checked", measured=killed.answers, unit="", command=COMMAND),
-        at_most("promises broken by killed processes", 0, measured=len(killed.broken), unit="", command=COMMAND),
-    ]
 
 
 def _stories(found: list[Findings]) -> str:

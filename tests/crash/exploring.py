@@ -1,8 +1,8 @@
 """Which crashes of a story are tried, and what came of them.
 
-Every operation is a crash point, once for a killed process and once for each kind of power cut. Pairs are too many to try all: the recoveries from
-some crashes, drawn from the seed, are recorded and crashed in their turn at operations drawn from it too. A `Share` of
-less than one takes that part of all, drawn as well.
+Every operation is a crash point, once for a killed process and once for each kind of power cut. Pairs are too many to
+try all: the recoveries from some crashes, drawn from the seed, are recorded and crashed in their turn at operations
+drawn from it too. A `Share` of less than one takes that part of all, drawn as well.
 """
 
 import random
