@@ -4,8 +4,8 @@ Updates are recorded on a file system that writes every operation down. What the
 built from the record, and the agent's own executor, journal, slots, fetcher and engine start on it (`tests/crash`).
 `bench_kills` kills the real process instead.
 
-`QUICK=1` tries few crashes, `ALL=1` every power cut of every kind and more pairs. `SEED=n` draws others. `WORKERS=n` are
-tried side by side.
+`QUICK=1` tries few crashes, `ALL=1` every power cut of every kind and more pairs. `SEED=n` draws others. `WORKERS=n`
+are tried side by side.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from benchmarks.report import Row, at_least, at_most, figure, quick, table, write
+from benchmarks.report import quick, table, write
 from tests.crash import recording
 from tests.crash.exploring import Findings, Share, explore
 from tests.crash.recording import Recorder
@@ -72,6 +72,19 @@ def _share() -> Share:
     if quick():
         return SOME
     return ALL if os.environ.get("ALL") else WHOLE
+
+
+def _rows(found: list[Findings]) -> list[Row]:
+    crashes = sum(sum(one.crashes.values()) for one in found)
+    pairs = sum(one.pairs for one in found)
+    violations = sum(len(one.violations) for one in found)
+    least = 0 if quick() else POINTS_MIN
+    return [
+        figure("operations in all stories", measured=sum(one.operations for one in found), unit="", command=COMMAND),
+        at_least("crash points", least, measured=crashes + pairs, unit="", command=COMMAND),
+        figure("of them during a recovery", measured=pairs, unit="", command=COMMAND),
+        at_most("promises broken", 0, measured=violations, unit="", command=COMMAND),
+    ]
 
 
 def _stories(found: list[Findings]) -> str:

@@ -17,10 +17,10 @@ COMMAND = "make bench-kills"
 KILLS, SOME_KILLS = 300, 5
 
 INTRO = """
-Release after release is rolled out to a real `ferry-agent` process by a real controller, somebody keeps asking it, and it
-is killed with SIGKILL at random moments, also while it starts. After each kill the releases that the journal names must
-be complete on the disk and the generation must not be lower; each answer must be from the release that it names, and
-that release the old or the new one. In the end, in peace, the last rollout must succeed.
+Release after release is rolled out to a real `ferry-agent` process by a real controller, somebody keeps asking it, and
+it is killed with SIGKILL at random moments, also while it starts. After each kill the releases that the journal names
+must be complete on the disk and the generation must not be lower; each answer must be from the release that it names,
+and that release the old or the new one. In the end, in peace, the last rollout must succeed.
 """
 
 
