@@ -16,7 +16,7 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from benchmarks.report import quick, table, write
+from benchmarks.report import Row, at_least, at_most, figure, quick, table, write
 from tests.crash import recording
 from tests.crash.exploring import Findings, Share, explore
 from tests.crash.recording import Recorder
