@@ -14,6 +14,7 @@ on the disk, which are replaced by what they were. Files that nobody names are s
 asked for before the work where the size is known. All methods block: call them in a thread.
 """
 
+import errno
 import logging
 import os
 import re
@@ -149,11 +150,17 @@ class Slots:
             yield path
 
     def verify(self, model: ModelName, slot: Slot, files: Mapping[str, ArtifactRef], manifest: ArtifactRef) -> bool:
-        """Whether the slot holds exactly these bytes under these names."""
+        """Whether the slot holds exactly these bytes under these names, and the disk gives them back."""
         folder = self._models / model / slot
-        return holds(folder / MANIFEST_FILE, manifest) and all(
-            holds(self.path(model, slot, name), ref) for name, ref in files.items()
-        )
+        try:
+            return holds(folder / MANIFEST_FILE, manifest) and all(
+                holds(self.path(model, slot, name), ref) for name, ref in files.items()
+            )
+        except OSError as error:
+            if not is_damage(error):
+                raise
+            logger.warning("slot %s of %s cannot be read: %s", slot, model, error)
+            return False
 
     def mend(self, model: ModelName, slot: Slot, name: str, ref: ArtifactRef, *, source: Path, still: Still) -> None:
         """Replace a file of a slot that went bad by the bytes at `source`; `IntegrityFailure` unless they are `ref`.
@@ -256,6 +263,11 @@ def _write(file: IO[bytes], ref: ArtifactRef, fill: Callable[[Sink], object]) ->
     fill(sink)
     if (hasher.digest(), hasher.size) != (ref.digest, ref.size):
         raise IntegrityFailure(f"the rebuilt bytes are not {ref.digest}")
+
+
+def is_damage(error: OSError) -> bool:
+    """Whether the disk has lost the bytes; every other trouble with a file says nothing about them."""
+    return isinstance(error, FileNotFoundError) or error.errno in {errno.EIO, errno.EUCLEAN, errno.EBADMSG}
 
 
 def holds(path: Path, ref: ArtifactRef) -> bool:

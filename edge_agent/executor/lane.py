@@ -107,7 +107,8 @@ class Lane:
 
         After a restart in the first release's probation there is nothing older that could answer meanwhile.
         """
-        while self.state.stage in {Stage.WARMING, Stage.SWITCHING} and not (self.state.installed or self.state.trouble):
+        loading = {Stage.WARMING, Stage.SWITCHING}
+        while self.state.stage in loading and not (self.state.installed or self.state.trouble or self._stuck):
             self._moved.clear()
             await self._moved.wait()
 

@@ -20,7 +20,7 @@ from common.errors import FerryError
 from edge_agent.executor.lane import Lane
 from edge_agent.executor.parts import Parts
 from edge_agent.inference.niced import run_niced
-from edge_agent.slots import BLOCK_BYTES
+from edge_agent.slots import BLOCK_BYTES, is_damage
 from edge_agent.update import MANIFEST_FILE, Slot, Stage
 from edge_agent.update import events as ev
 
@@ -114,7 +114,9 @@ class Scrub:
                     hasher.update(block)
                     if self._stopped.wait(len(block) / rate):
                         return True
-        except OSError as error:  # gone, or it cannot be read any more
+        except OSError as error:
+            if not is_damage(error):
+                raise
             logger.warning("cannot read %s: %s", path, error)
             return False
         return (hasher.digest(), hasher.size) == (ref.digest, ref.size)

@@ -3,7 +3,8 @@
 `python -m tests.crash.recording FOLDER MOUNT RECORD` is the file system's process: a program that waited for a file
 system in its own process could wait for itself. `Recorder` starts it, gives out run folders and reads the record.
 A folder whose name begins with `@` is not made: its name is a mark in the record. The marks `fail=EROFS`, `fail=ENOSPC`
-and `fail=EIO` let the disk refuse from then on what such a disk refuses; `fail=` heals it.
+and `fail=EIO` let the disk refuse from then on what such a disk refuses, and `lose=FOLDER:NAME` makes that file
+unreadable; `fail=` and `lose=` heal it.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ from tests.crash.disk import Op
 
 MARK = "@"
 FAIL = "fail="
+LOSE = "lose="
 START_S = 20.0
 PAGE_BYTES = 4096
 WRITE_BYTES_MAX = 128 * 1024
@@ -141,6 +143,7 @@ def main(folder: str, mount: str, record: str) -> None:
         def __init__(self) -> None:
             self._record = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             self._error = 0
+            self._lost = ""
 
         def _refuse(self, *errors: int) -> None:
             """Fail as the disk does now, if it is with one of `errors`."""
@@ -180,6 +183,8 @@ def main(folder: str, mount: str, record: str) -> None:
             return handle
 
         def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
+            if self._lost and path.endswith(f"/{self._lost}"):
+                raise mfusepy.FuseOSError(errno.EIO)
             return os.pread(fh, size, offset)
 
         def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
@@ -239,6 +244,8 @@ def main(folder: str, mount: str, record: str) -> None:
             return 0
 
         def _mark(self, path: str, text: str) -> None:
+            if text.startswith(LOSE):
+                self._lost = text.removeprefix(LOSE).replace(":", "/")
             if text.startswith(FAIL):
                 self._error = getattr(errno, text.removeprefix(FAIL), 0)
             self._done("mark", f"{path.strip('/').partition('/')[0]}/{text}")

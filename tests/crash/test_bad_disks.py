@@ -7,9 +7,10 @@ import pytest
 
 from tests.conftest import eventually
 from tests.crash import recording
-from tests.crash.recording import FAIL, Recorder, mark
+from tests.crash.recording import FAIL, LOSE, Recorder, mark
 from tests.integration.release_desk import ReleaseDesk
 from tests.integration.small_agent import agent_at, ask, publish, runs, traffic
+from tests.integration.small_models import WEIGHTS_FILE
 
 pytestmark = pytest.mark.skipif(bool(recording.available()), reason=recording.available() or "FUSE works")
 
@@ -69,3 +70,18 @@ async def test_an_agent_starts_from_a_bad_disk_and_serves_what_is_installed(
     mark(folder, FAIL)
     async with agent_at(folder / "data", desk):
         await eventually(lambda: runs(desk, 2), "the update is carried out when the disk is well", within_s=90)
+
+
+async def test_a_slot_that_cannot_be_read_at_the_start_gives_way_to_the_other_one(
+    folder: Path, desk: ReleaseDesk, tmp_path: Path
+) -> None:
+    async with agent_at(folder / "data", desk):
+        for version in (1, 2):
+            publish(desk, tmp_path / "made", version)
+            await eventually(lambda version=version: runs(desk, version), "it runs")  # type: ignore[misc]
+    mark(folder, f"{LOSE}b:{WEIGHTS_FILE}")
+    async with agent_at(folder / "data", desk) as agent:
+        assert await ask(agent) == ("1", 1.0)
+        mark(folder, LOSE)
+        await eventually(lambda: runs(desk, 2), "the newer one is fetched again", within_s=90)
+        assert await ask(agent) == ("2", 2.0)
