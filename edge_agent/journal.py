@@ -32,7 +32,7 @@ from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
 from common.durable import make_folder, move, remove, write_file
-from common.errors import Conflict, StorageFailed, StorageFull
+from common.errors import Conflict, IntegrityFailure, StorageFailed, StorageFull
 from common.ids import ModelName
 from common.trust import is_newer
 from edge_agent.update import Installed, ModelState
@@ -89,9 +89,12 @@ class Salvaged(msgspec.Struct, frozen=True):
 
 
 class Journal:
-    """The agent's durable memory; see the module's text."""
+    """The agent's durable memory; see the module's text.
 
-    def __init__(self, path: Path) -> None:
+    Who only looks (`repair` is false) changes nothing of a damaged one and gets an `IntegrityFailure`.
+    """
+
+    def __init__(self, path: Path, *, repair: bool = True) -> None:
         self._lock = threading.Lock()
         self._path = path
         self._unwritten: dict[str, int] = {}
@@ -107,6 +110,10 @@ class Journal:
             self._copy = tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None)
             self._db = _open(_copied(path, Path(self._copy.name)))
         except sqlite3.DatabaseError as error:
+            if not repair:
+                raise IntegrityFailure(
+                    f"{path} is damaged: {error}", fix="start the agent: it begins a new one"
+                ) from error
             logger.error("the journal is damaged; a new one is begun", extra={"reason": str(error)})  # noqa: TRY400
             self._db = self._begin_anew()
 

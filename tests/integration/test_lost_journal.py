@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from common.artifact import digest_of
+from common.errors import IntegrityFailure
+from edge_agent.journal import Journal
 from tests.conftest import eventually
 from tests.integration.agent_bench import device_at
 from tests.integration.release_desk import MODEL, ReleaseDesk
@@ -56,6 +58,17 @@ async def test_a_slot_that_is_not_complete_or_not_signed_is_not_believed(tmp_pat
         await device.executor.accept(desk.newest)
         await eventually(lambda: device.model and device.model.running == "1", "it is fetched again")
         assert desk.sent[digest_of(path.read_bytes())] > 0
+
+
+async def test_who_only_looks_at_a_damaged_journal_leaves_it_as_it_is(tmp_path: Path, desk: ReleaseDesk) -> None:
+    async with device_at(tmp_path, desk) as device:
+        await device.executor.accept(order(desk, tmp_path, 1))
+        await device.finished(1)
+    spoil(tmp_path / "journal.db", "header")
+    damaged = (tmp_path / "journal.db").read_bytes()
+    with pytest.raises(IntegrityFailure):
+        Journal(tmp_path / "journal.db", repair=False)
+    assert (tmp_path / "journal.db").read_bytes() == damaged
 
 
 def spoil(path: Path, damage: str) -> None:
