@@ -13,7 +13,7 @@ from benchmarks.report import Row, at_most, figure, quick, write
 from tests.e2e.killing import Chase, Outcome
 from tests.e2e.world import World
 
-COMMAND = "make bench-kills"
+COMMAND = f"KILLS={os.environ['KILLS']} make bench-kills" if os.environ.get("KILLS") else "make bench-kills"
 KILLS, SOME_KILLS = 300, 5
 
 INTRO = """

@@ -1,4 +1,4 @@
-"""A few kills at random moments; `make bench-crash` makes hundreds."""
+"""A few kills at random moments; `make bench-kills` makes hundreds."""
 
 from pathlib import Path
 
