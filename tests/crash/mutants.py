@@ -227,7 +227,7 @@ MUTANTS: tuple[Mutant, ...] = (
         (invariants.the_old_or_the_new_serves,),
     ),
     Mutant("does not wait for the disk", _does_not_wait_for_the_disk, "full", POWER, _KEPT),
-    Mutant("reports before it saves", _reports_before_it_saves, "full", KILLED, _KEPT),
+    Mutant("reports before it saves", _reports_before_it_saves, "full", KILLED, _KEPT, at="journal.db-wal"),
     Mutant("never strikes", _never_strikes, "full", KILLED, _STRIKES),
     Mutant("strikes without end", _strikes_without_end, "change in probation", KILLED, _STRIKES, twice=True),
     Mutant(
