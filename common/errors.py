@@ -83,6 +83,12 @@ class StorageFull(FerryError):
     code = "storage_full"
 
 
+class StorageFailed(FerryError):
+    """This machine's disk refuses to take anything: it is read-only or it fails. What is in memory goes on."""
+
+    code = "storage_failed"
+
+
 class Unavailable(FerryError):
     """Transient: a peer or the network did not answer. Try again later; it is not a verdict on anything."""
 

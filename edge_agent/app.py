@@ -19,7 +19,7 @@ from common.settings import parse_address
 from edge_agent.broker import AgentLink
 from edge_agent.config import AgentSettings
 from edge_agent.conversation import Conversation, Rhythm
-from edge_agent.executor import Executor, Parts, Standing
+from edge_agent.executor import Executor, Parts, Standing, UpdateLimits
 from edge_agent.fetch import DesiredPoll, make_fetcher, open_session
 from edge_agent.fetch.session import tls_context
 from edge_agent.identity import Identity
@@ -28,7 +28,7 @@ from edge_agent.inference.listening import listen
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import FILE_NAME, Journal
-from edge_agent.machine import capabilities
+from edge_agent.machine import boot_number, capabilities
 from edge_agent.slots import Slots
 from edge_agent.telemetry.metrics import ExportingRecorder
 from edge_agent.telemetry.recorder import Recorder
@@ -99,6 +99,10 @@ class Agent:
             chance=self._chance,
             keys=identity.signing_keys,
             changed=self._changed,
+            limits=UpdateLimits(
+                scrub_interval_s=settings.scrub_interval_s, scrub_bytes_per_s=settings.scrub_bytes_per_s
+            ),
+            boot=boot_number(),
         )
         executor = Executor(parts, identity.device)
         self._standing = executor.standing

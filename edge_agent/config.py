@@ -108,6 +108,17 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     disk_reserve_bytes: Annotated[
         int, Meta(ge=0, description="Room on the disk that an update leaves free, in bytes.")
     ] = 16 * MIB
+    scrub_interval_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Seconds between two looks at whether the installed files are still what they were; what went "
+            "bad is mended. 0: never but at the start.",
+        ),
+    ] = 86_400.0
+    scrub_bytes_per_s: Annotated[
+        int, Meta(ge=64 * 1024, description="Most that such a look reads from the disk, in bytes a second.")
+    ] = 4 * MIB
     ca_file: Annotated[
         Path | None,
         Meta(description="PEM file with CA certificates to trust besides the system's, for https and mqtts."),

@@ -97,7 +97,10 @@ class Conversation:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.to_thread(self._keep_windows)
+        try:
+            await asyncio.to_thread(self._keep_windows)
+        except FerryError as error:
+            logger.warning("the last telemetry is lost: %s", error)
 
     def changed(self) -> None:
         """There is something new to report."""

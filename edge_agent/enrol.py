@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
-from common.durable import PRIVATE_MODE, fsync_folder, write_file
+from common.durable import PRIVATE_MODE, fsync_folder, remove, write_file
 from common.errors import Conflict, IntegrityFailure
 from common.ids import DeviceId, check_labels, parse_device_id
 from common.trust import PublicKey
@@ -149,7 +149,7 @@ def _keep(data: Path, identity: Identity) -> None:
     """Begin a new life: what an earlier device remembered here (its highest generation, its telemetry) is not ours."""
     for pattern in MEMORIES:
         for file in data.glob(pattern):
-            file.unlink()
+            remove(file)
     save_identity(data, identity)
-    (data / PENDING_FILE).unlink()
+    remove(data / PENDING_FILE)
     fsync_folder(data)

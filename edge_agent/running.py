@@ -6,18 +6,22 @@ killed, so it is believed only while the lock is held.
 """
 
 import contextlib
+import errno
 import fcntl
+import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
-from common.durable import write_file
-from common.errors import Conflict, InvalidInput
+from common.durable import make_folder, remove, write_file
+from common.errors import Conflict, InvalidInput, StorageFull
 from common.ids import DeviceId
+
+logger = logging.getLogger(__name__)
 
 LOCK_FILE = "agent.lock"
 RUN_FILE = "run.json"
@@ -39,17 +43,26 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 def sole_user(data: Path) -> Iterator[None]:
     """Hold the data folder (made if need be) for the block; `Conflict` while another program does."""
     try:
-        data.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
-        descriptor = os.open(data / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        make_folder(data, FOLDER_MODE)
+        descriptor = _lock_file(data / LOCK_FILE)
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         fix = "choose a folder that this user can write, with --data"
         raise InvalidInput(f"cannot write to {data}: {error.strerror}", field="data", fix=fix) from error
-    with os.fdopen(descriptor, "r+") as lock:
+    with os.fdopen(descriptor, "r") as lock:
         _lock(lock, data)
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        with contextlib.suppress(OSError):  # for people only: a full or read-only disk keeps nobody from running
+            (data / LOCK_FILE).write_text(f"{os.getpid()}\n", encoding="ascii")
         yield
+
+
+def _lock_file(path: Path) -> int:
+    """The lock file, made if need be; read only where the disk is."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in {errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}:
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _lock(lock: IO[str], data: Path) -> None:
@@ -70,12 +83,20 @@ def announced(data: Path, run: Run, ready_file: Path | None) -> Iterator[None]:
     """Tell where the agent answers, for the time of the block."""
     files = [data / RUN_FILE, *([ready_file] if ready_file else [])]
     for file in files:
-        write_file(file, msgspec.json.encode(run))
+        _try_to(lambda file=file: write_file(file, msgspec.json.encode(run)))  # type: ignore[misc]  # a lambda's default
     try:
         yield
     finally:
         for file in files:
-            file.unlink(missing_ok=True)
+            _try_to(lambda file=file: remove(file))  # type: ignore[misc]
+
+
+def _try_to(work: Callable[[], None]) -> None:
+    """Where the agent answers is worth telling, but it answers all the same."""
+    try:
+        work()
+    except (StorageFull, OSError) as error:
+        logger.warning("cannot tell where the agent answers", extra={"reason": str(error)})
 
 
 def find_run(data: Path) -> Run | None:

@@ -6,32 +6,39 @@
     models/{model}/{a|b}.old/             the slot whose place it takes, for that moment
     downloads/{sha256 hex}[.part]         files, patches, indexes and ranges, finished or under way
     downloads/{sha256 hex}.made           a file in the middle of a chain of patches, for as long as it takes
+    downloads/{sha256 hex}.mend           the right bytes for a file that went bad in its slot, for that moment
 
 Which slot is in service is in the journal, not here. A slot is made in a folder of its own, brought to the disk and
-gets its name in one step, before the journal names it; nothing in it is changed afterwards. Files that nobody names are
-swept away. A full disk is `StorageFull`, asked for before the work where the size is known. All methods block: call
-them in a thread.
+gets its name in one step, before the journal names it; nothing in it is changed afterwards, but for files that went bad
+on the disk, which are replaced by what they were. Files that nobody names are swept away. A full disk is `StorageFull`,
+asked for before the work where the size is known. All methods block: call them in a thread.
 """
 
 import errno
+import logging
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from common import durable
 from common.artifact import ArtifactRef, Hasher, hex_of
 from common.artifact.manifest import FILE_NAME
-from common.durable import explaining_full_disk, fsync_folder, write_file
 from common.errors import IntegrityFailure, NotFound, StorageFull
 from common.ids import Digest, ModelName
+from edge_agent.fetch import cut_to_flushed
 from edge_agent.update import MANIFEST_FILE, Slot
+
+logger = logging.getLogger(__name__)
 
 SLOTS: tuple[Slot, ...] = ("a", "b")
 PART_SUFFIX = ".part"
 MADE_SUFFIX = ".made"
+MEND_SUFFIX = ".mend"
 NEW_SUFFIX = ".new"
 OLD_SUFFIX = ".old"
 BLOCK_BYTES = 1024 * 1024
@@ -39,6 +46,7 @@ RESERVE_BYTES = 16 * 1024 * 1024
 """Room that an update leaves free: for the journal, the telemetry spool, and the rest of the machine."""
 
 Sink = Callable[[bytes], object]
+Still = Callable[[], bool]
 
 
 def free_bytes(folder: Path) -> int:
@@ -56,13 +64,32 @@ class Slots:
         self._downloads = folder / "downloads"
         self._reserve_bytes = reserve_bytes
         self._free = free
-        with explaining_full_disk(folder):
+        self._changing = threading.Lock()
+        try:
             for made in (self._models, self._downloads):
-                made.mkdir(parents=True, exist_ok=True)
+                durable.make_folder(made)
+            durable.fsync_folder(folder)  # a start that died may have made them without
+        except OSError as error:  # no reason not to serve what is there
+            logger.warning("the data folder takes nothing new", extra={"reason": str(error)})
 
     def path(self, model: ModelName, slot: Slot, name: str) -> Path:
         """A release's file in a slot. `IntegrityFailure` for a name that no file of a release may have."""
         return self._models / model / slot / _plain(name)
+
+    def file(self, model: ModelName, slot: Slot, name: str) -> Path:
+        """Any file of a slot, its manifest too."""
+        return self._models / model / slot / (name if name == MANIFEST_FILE else _plain(name))
+
+    def models(self) -> list[ModelName]:
+        """The models that have a folder here."""
+        return [ModelName(folder.name) for folder in sorted(self._models.iterdir()) if folder.is_dir()]
+
+    def made_at(self, model: ModelName, slot: Slot) -> float:
+        """When the slot was filled, Unix seconds by the clock of then; 0 if it is empty."""
+        try:
+            return self.file(model, slot, MANIFEST_FILE).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     def manifest(self, model: ModelName, slot: Slot) -> bytes:
         """The signed manifest in a slot; `NotFound` when it is not there."""
@@ -95,74 +122,100 @@ class Slots:
         """
         folder = self._models / model / slot
         new, old = folder.with_name(slot + NEW_SUFFIX), folder.with_name(slot + OLD_SUFFIX)
-        with explaining_full_disk(folder):
-            _remove(new)
-            new.mkdir(parents=True)
+        with durable.explaining_full_disk(folder):
+            durable.remove(new)
+            durable.make_folder(folder.parent)
+            durable.make_folder(new)
             try:
                 yield NewSlot(new)
-                write_file(new / MANIFEST_FILE, manifest)  # and with it the names of all files are on the disk
-                _remove(old)
-                if folder.exists():
-                    folder.rename(old)
-                new.rename(folder)
+                durable.write_file(new / MANIFEST_FILE, manifest)  # and with it the names of all files are on the disk
+                durable.remove(old)
+                with self._changing:
+                    if folder.exists():
+                        durable.move(folder, old)
+                    durable.move(new, folder)
             finally:
-                _remove(new)
-            fsync_folder(folder.parent)
-            fsync_folder(self._models)
-            _remove(old)
+                durable.remove(new)
+            durable.fsync_folder(folder.parent)
+            durable.fsync_folder(self._models)
+            durable.remove(old)
 
     @contextmanager
     def intermediate(self, ref: ArtifactRef, fill: Callable[[Sink], object]) -> Iterator[Path]:
         """A file for the time of the block, as `fill` writes it; `IntegrityFailure` unless it becomes `ref`."""
         path = self.download_path(ref.digest).with_suffix(MADE_SUFFIX)
-        with explaining_full_disk(path):
-            try:
-                with path.open("wb") as file:
-                    _write(file, ref, fill)
-                yield path
-            finally:
-                path.unlink(missing_ok=True)
+        with durable.scratch_file(path) as file:
+            _write(file, ref, fill)
+            file.close()
+            yield path
 
     def verify(self, model: ModelName, slot: Slot, files: Mapping[str, ArtifactRef], manifest: ArtifactRef) -> bool:
-        """Whether the slot holds exactly these bytes under these names."""
+        """Whether the slot holds exactly these bytes under these names, and the disk gives them back."""
         folder = self._models / model / slot
-        return holds(folder / MANIFEST_FILE, manifest) and all(
-            holds(self.path(model, slot, name), ref) for name, ref in files.items()
-        )
+        try:
+            return holds(folder / MANIFEST_FILE, manifest) and all(
+                holds(self.path(model, slot, name), ref) for name, ref in files.items()
+            )
+        except OSError as error:
+            if not is_damage(error):
+                raise
+            logger.warning("slot %s of %s cannot be read: %s", slot, model, error)
+            return False
+
+    def mend(self, model: ModelName, slot: Slot, name: str, ref: ArtifactRef, *, source: Path, still: Still) -> None:
+        """Replace a file of a slot that went bad by the bytes at `source`; `IntegrityFailure` unless they are `ref`.
+
+        `still` is asked when no slot can change any more: `NotFound` if the file is not the one that it was.
+        """
+        mended = self.download_path(ref.digest).with_suffix(MEND_SUFFIX)
+        try:
+            with durable.new_file(mended) as file:
+                _write(file, ref, lambda sink: copy_into(source, sink))
+            with self._changing:
+                if not still():
+                    raise NotFound(f"slot {slot} of {model} holds another release by now")
+                durable.commit_file(mended, self.file(model, slot, name))
+        finally:
+            durable.remove(mended)
 
     def tidy(self, model: ModelName, keep: Collection[Slot], downloads: Iterable[Digest]) -> None:
         """Empty the model's slots that are not in `keep`, and remove these downloads."""
         for slot in SLOTS:
             if slot not in keep:
-                _remove(self._models / model / slot)
+                durable.remove(self._models / model / slot)
         for digest in downloads:
             path = self.download_path(digest)
-            _remove(path)
-            _remove(path.with_name(path.name + PART_SUFFIX))
+            durable.remove(path)
+            durable.remove(path.with_name(path.name + PART_SUFFIX))
 
     def drop(self, digest: Digest) -> None:
         """Remove a download whose bytes are worth nothing."""
-        self.download_path(digest).unlink(missing_ok=True)
+        durable.remove(self.download_path(digest))
 
-    def sweep(self, slots: Collection[tuple[ModelName, Slot]], downloads: Iterable[Digest]) -> None:
+    def sweep(
+        self, slots: Collection[tuple[ModelName, Slot]], downloads: Iterable[Digest], *, flushed_only: bool = False
+    ) -> None:
         """Remove every file that is in none of `slots` and no download of one of `downloads`.
 
         A slot that was to be replaced in the moment of a crash is put back first: the new one may be made from it.
+        `flushed_only`: of downloads under way only what is sure to have reached the disk is kept (after a power cut).
         """
         for old in self._models.glob(f"*/*{OLD_SUFFIX}"):
             if not old.with_suffix("").exists():
-                old.rename(old.with_suffix(""))
+                durable.move(old, old.with_suffix(""))
         wanted = {hex_of(digest) for digest in downloads}
         for file in self._downloads.iterdir():
             if file.name.removesuffix(PART_SUFFIX) not in wanted:
-                _remove(file)
+                durable.remove(file)
+            elif flushed_only and file.name.endswith(PART_SUFFIX):
+                cut_to_flushed(file)
         known = {(str(model), str(slot)) for model, slot in slots}
         for folder in self._models.iterdir():
             for slot in folder.iterdir() if folder.is_dir() else ():
                 if (folder.name, slot.name) not in known:
-                    _remove(slot)
+                    durable.remove(slot)
             if not any(model == folder.name for model, _ in known):
-                _remove(folder)
+                durable.remove(folder)
 
 
 class NewSlot:
@@ -177,9 +230,8 @@ class NewSlot:
 
     def write(self, name: str, ref: ArtifactRef, fill: Callable[[Sink], object]) -> None:
         """Put in `ref`, as `fill` writes it into the sink it is given; `IntegrityFailure` when other bytes come."""
-        with self.path(name).open("wb") as file:
+        with durable.new_file(self.path(name)) as file:
             _write(file, ref, fill)
-            os.fsync(file.fileno())
 
     def take(self, name: str, ref: ArtifactRef, download: Path) -> None:
         """Put in a finished download without a second copy of it; the bytes are checked once more.
@@ -189,12 +241,7 @@ class NewSlot:
         """
         if not holds(download, ref):
             raise IntegrityFailure(f"the downloaded bytes are not {ref.digest}")
-        try:
-            os.link(download, self.path(name))
-        except OSError as error:
-            if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EMLINK}:
-                raise
-            download.rename(self.path(name))
+        durable.link_or_move(download, self.path(name))
 
 
 def _plain(name: str) -> str:
@@ -216,7 +263,11 @@ def _write(file: IO[bytes], ref: ArtifactRef, fill: Callable[[Sink], object]) ->
     fill(sink)
     if (hasher.digest(), hasher.size) != (ref.digest, ref.size):
         raise IntegrityFailure(f"the rebuilt bytes are not {ref.digest}")
-    file.flush()
+
+
+def is_damage(error: OSError) -> bool:
+    """Whether the disk has lost the bytes; every other trouble with a file says nothing about them."""
+    return isinstance(error, FileNotFoundError) or error.errno in {errno.EIO, errno.EUCLEAN, errno.EBADMSG}
 
 
 def holds(path: Path, ref: ArtifactRef) -> bool:
@@ -245,10 +296,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

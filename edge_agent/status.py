@@ -88,7 +88,7 @@ def _row(model: ReportedModel) -> tuple[str, ...]:
 def _read_journal(path: Path) -> tuple[int, int, tuple[ReportedModel, ...]]:
     if not path.exists():
         return 0, 0, ()
-    journal = Journal(path)
+    journal = Journal(path, repair=False)
     try:
         states = sorted(journal.load().items())
         return journal.generation, journal.number("not_modified"), tuple(reported_model(state) for _, state in states)

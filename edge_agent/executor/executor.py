@@ -9,14 +9,17 @@ import asyncio
 import logging
 
 import msgspec
+from msgspec.structs import replace
 
 from common.artifact import digest_of
 from common.errors import FerryError
 from common.ids import DeviceId, Digest, ModelName, Version
 from common.wire import DesiredState, ReportedModel
 from common.wire.messages import HELD_DIGESTS_MAX, MODELS_PER_DEVICE_MAX, TEXT_CHARS_MAX
+from edge_agent.executor.adopting import adopt
 from edge_agent.executor.lane import Lane
 from edge_agent.executor.parts import Parts
+from edge_agent.executor.scrub import Scrub
 from edge_agent.journal import AcceptedOrder
 from edge_agent.update import ModelState, Stage, held_digests, open_order, reported_model, wanted_downloads
 from edge_agent.update import events as ev
@@ -47,6 +50,8 @@ class Executor:
         self._parts = parts
         self._device = device
         self._lanes: dict[ModelName, Lane] = {}
+        self._scrub = Scrub(parts, lambda: list(self._lanes.values()))
+        self._scrubbing: asyncio.Task[None] | None = None
         self._accepting = asyncio.Lock()
         self._order: AcceptedOrder | None = None
         self._refused = ""
@@ -55,21 +60,26 @@ class Executor:
     async def start(self) -> None:
         """Serve what is installed, then go on with what was under way and with the newest order."""
         journal, now = self._parts.journal, self._parts.clock.now()
-        clean = await asyncio.to_thread(journal.begin_run)
-        states = await asyncio.to_thread(journal.load)
-        await asyncio.to_thread(self._sweep, list(states.values()))
+        last = await asyncio.to_thread(journal.begin_run, self._parts.boot)
+        states = await asyncio.to_thread(self._remembered)
+        await asyncio.to_thread(self._sweep, list(states.values()), flushed_only=last.power_cut)
         for state in states.values():
             lane = self._lane(state)
             await self._check_previous(lane)
-            lane.feed(ev.Restarted(at=now, clean=clean))
+            lane.feed(ev.Restarted(at=now, clean=last.clean))
         await asyncio.gather(*(lane.settled() for lane in self._lanes.values()))
         await asyncio.gather(*(lane.loaded() for lane in self._lanes.values()))
         self._order = await asyncio.to_thread(lambda: journal.order)
         if self._order is not None:
             self._tell_again(self._order)
+        self._scrubbing = asyncio.create_task(self._scrub.run(), name="scrub")
 
     async def stop(self) -> None:
         """Stop where everything stands, in good order."""
+        self._scrub.stop()
+        if self._scrubbing is not None:
+            self._scrubbing.cancel()
+            await asyncio.gather(self._scrubbing, return_exceptions=True)
         await asyncio.gather(*(lane.stop() for lane in self._lanes.values()))
         await asyncio.to_thread(self._parts.journal.end_run)
 
@@ -114,11 +124,16 @@ class Executor:
         held = [digest for state in states for digest in held_digests(state)]
         return Standing(
             generation=self._order.generation if self._order else 0,
-            models=tuple(reported_model(state) for state in states[:MODELS_PER_DEVICE_MAX]),
+            models=tuple(self._reported(state) for state in states[:MODELS_PER_DEVICE_MAX]),
             held=tuple(dict.fromkeys(held))[:HELD_DIGESTS_MAX],
             refused=self._refused,
             traceparent=self._traceparent,
         )
+
+    def _reported(self, state: ModelState) -> ReportedModel:
+        """With what the state cannot say of itself."""
+        reported, detail = reported_model(state), self._lanes[state.model].detail
+        return replace(reported, detail=detail[:TEXT_CHARS_MAX]) if detail else reported
 
     def _tell(self, desired: DesiredState) -> None:
         """Every lane what the order wants of it; being told twice changes nothing."""
@@ -164,14 +179,29 @@ class Executor:
         if not await asyncio.to_thread(slots.verify, lane.state.model, release.slot, release.files, release.manifest):
             lane.feed(ev.SlotLost(at=self._parts.clock.now(), slot=release.slot))
 
-    def _sweep(self, states: list[ModelState]) -> None:
+    def _remembered(self) -> dict[ModelName, ModelState]:
+        """What the journal knows of the models or, if it was lost, what the slots say."""
+        states = self._parts.journal.load()
+        if states or not self._parts.journal.begun_anew:
+            return states
+        adopted = adopt(self._parts)
+        for state in adopted:
+            self._parts.journal.save(state)
+        logger.warning("found again in the slots: %s", ", ".join(state.model for state in adopted) or "nothing")
+        return {state.model: state for state in adopted}
+
+    def _sweep(self, states: list[ModelState], *, flushed_only: bool) -> None:
         named = {
             (state.model, release.slot)
             for state in states
             for release in (state.installed, state.candidate, state.previous)
             if release is not None
         }
-        self._parts.slots.sweep(named, {name for state in states for name in wanted_downloads(state)})
+        downloads = {name for state in states for name in wanted_downloads(state)}
+        try:
+            self._parts.slots.sweep(named, downloads, flushed_only=flushed_only)
+        except (FerryError, OSError) as error:  # what is left over waits for the next start; serving does not
+            logger.warning("could not clear the data folder: %s", error)
 
 
 def _in_service_first(state: ModelState) -> tuple[bool, str]:

@@ -12,7 +12,8 @@ from collections.abc import Coroutine, Iterator
 
 from opentelemetry import trace
 
-from common.errors import StorageFull
+from common.errors import StorageFailed, StorageFull
+from common.ids import Digest
 from common.observability import context_from
 from edge_agent.executor import trial
 from edge_agent.executor.acquire import Acquisition
@@ -29,10 +30,14 @@ Work = Coroutine[None, None, ev.Event]
 
 
 class Lane:
-    """Runs the update machine for one model. `state` is what the journal holds."""
+    """Runs the update machine for one model. `state` is what the journal holds, `detail` what else there is to say: why
+    it cannot be written, or what is the matter with a slot.
+    """
 
     def __init__(self, parts: Parts, state: ModelState) -> None:
         self.state = state
+        self._stuck = ""
+        self._remark = ""
         self._parts = parts
         self._queue: asyncio.Queue[tuple[ev.Event, int | None]] = asyncio.Queue()
         self._moved = asyncio.Event()
@@ -60,6 +65,21 @@ class Lane:
         """Something happened."""
         self._queue.put_nowait((event, None))
 
+    @property
+    def detail(self) -> str:
+        """A sentence for the report; empty when there is nothing the state does not say itself."""
+        return self._stuck or self._remark
+
+    def remark(self, what: str) -> None:
+        """Something about the slots for the report, until the next remark."""
+        if what != self._remark:
+            self._remark = what
+            self._parts.changed()
+
+    def wants(self, download: Digest) -> bool:
+        """Whether the update under way goes on from that download."""
+        return download in wanted_downloads(self.state)
+
     def nudge(self) -> None:
         """The world has changed: if the update waits to try again, let it try now."""
         if self._waiting:
@@ -71,15 +91,24 @@ class Lane:
             self.feed(ev.RetryDue(at=self._parts.clock.now()))
 
     async def settled(self) -> None:
-        """Return when every event so far, and every event from those, has been dealt with (not the work they began)."""
-        await self._queue.join()
+        """Return when every event so far, and every event from those, has been dealt with (not the work they began), or
+        when the journal cannot be written: that is waited for, but not by those who want to serve.
+        """
+        joined = asyncio.ensure_future(self._queue.join())
+        while not (joined.done() or self._stuck):
+            self._moved.clear()
+            moved = asyncio.ensure_future(self._moved.wait())
+            await asyncio.wait({joined, moved}, return_when=asyncio.FIRST_COMPLETED)
+            moved.cancel()
+        joined.cancel()
 
     async def loaded(self) -> None:
         """Return when a candidate that is all the model has is loaded, or will not be for now.
 
         After a restart in the first release's probation there is nothing older that could answer meanwhile.
         """
-        while self.state.stage in {Stage.WARMING, Stage.SWITCHING} and not (self.state.installed or self.state.trouble):
+        loading = {Stage.WARMING, Stage.SWITCHING}
+        while self.state.stage in loading and not (self.state.installed or self.state.trouble or self._stuck):
             self._moved.clear()
             await self._moved.wait()
 
@@ -98,6 +127,11 @@ class Lane:
     async def _handle(self, event: ev.Event) -> None:
         before = self.state
         state, effects = step(before, event)
+        if isinstance(event, ev.Restarted):  # what is installed answers, whatever the journal's disk says
+            for effect in effects:
+                if isinstance(effect, ev.Serve):
+                    await self._carry_out(effect)
+            effects = tuple(effect for effect in effects if not isinstance(effect, ev.Serve))
         if state != before:
             await self._save(state)
             self.state = state
@@ -108,15 +142,25 @@ class Lane:
             await self._carry_out(effect)
 
     async def _save(self, state: ModelState) -> None:
-        """Nothing is done before it is written down, so a full disk is waited for."""
+        """Nothing is done before it is written down, so a disk that takes nothing is waited for."""
         attempt = 0
         while True:
             try:
-                return await asyncio.to_thread(self._parts.journal.save, state)
-            except StorageFull as error:
-                logger.warning("cannot write the journal; waiting", extra={"model": state.model, "reason": str(error)})
+                await asyncio.to_thread(self._parts.journal.save, state)
+            except (StorageFull, StorageFailed) as error:
+                self._stick(f"waiting for the disk: {error}")
                 await asyncio.sleep(self._parts.limits.backoff.delay_s(attempt, self._parts.chance.random()))
                 attempt += 1
+            else:
+                return self._stick("")
+
+    def _stick(self, why: str) -> None:
+        if why != self._stuck:
+            self._stuck = why
+            if why:
+                logger.warning("cannot write the journal; %s", why, extra={"model": self.state.model})
+            self._moved.set()
+            self._parts.changed()
 
     async def _carry_out(self, effect: ev.Effect) -> None:
         """One effect: at once if it is quick, otherwise as the lane's work."""

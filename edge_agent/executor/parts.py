@@ -24,10 +24,16 @@ class UpdateLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Requests of our own to a candidate that got too few others; enough for a verdict."""
     backoff: Backoff = Backoff(base_s=1.0, cap_s=60.0)
     """Between tries of an update that was interrupted."""
+    scrub_interval_s: float = 86_400.0
+    """How often the files in the slots are read again; 0: never."""
+    scrub_bytes_per_s: int = 4 * 1024 * 1024
+    """How fast, at most."""
 
 
 class Parts(NamedTuple):
-    """The agent's parts that an update needs. `changed` is called after every change that is worth a report."""
+    """The agent's parts that an update needs. `changed` is called after every change that is worth a report; `boot` is
+    the machine's run (see `Journal.begin_run`).
+    """
 
     journal: Journal
     slots: Slots
@@ -38,3 +44,4 @@ class Parts(NamedTuple):
     keys: tuple[PublicKey, ...]
     changed: Callable[[], None]
     limits: UpdateLimits = UpdateLimits()
+    boot: int = 0

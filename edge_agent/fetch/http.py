@@ -17,12 +17,12 @@ from common.artifact import ArtifactRef
 from common.artifact.protobuf import Span
 from common.errors import IntegrityFailure, Unavailable
 from edge_agent.fetch.pace import Pace
-from edge_agent.fetch.partial import Partial
+from edge_agent.fetch.partial import BLOCK_BYTES_MAX, Partial
 from edge_agent.fetch.problems import PROBLEM_BYTES_MAX, problem_error
 from edge_agent.fetch.resume import fetch_by
 from edge_agent.fetch.transfer import FetchLimits, OnProgress, Ranges, Transfer
 
-BLOCK_BYTES = 256 * 1024
+BLOCK_BYTES = BLOCK_BYTES_MAX
 """Bytes are written in blocks of at most this size: all that a killed download has to fetch twice."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")

@@ -2,13 +2,15 @@
 
 The file holds the first of the bytes that are wanted (an artifact's, or those of some ranges of it) and nothing else,
 so its length says where to go on, after a break as after a kill. Blocks are written as they come and flushed to the
-disk now and then; a power cut may leave rubbish at the end, and what is believed in the end is only the finished file,
-checked as it is read back from the disk. Nothing is ever written past the promised size.
+disk now and then. A power cut may leave rubbish where they were not, so after one only what was flushed for sure is
+kept (`cut_to_flushed`). What is believed in the end is only the finished file, checked as it is read back from the
+disk. Nothing is ever written past the promised size.
 
 The methods block; call them in a thread. A lock keeps a write that was abandoned by a cancelled task from meeting the
-closed descriptor, whose number may by then be another file's.
+closed file, whose descriptor may by then be another's.
 """
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -16,21 +18,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
+from common import durable
 from common.artifact import ArtifactRef, hex_of
 from common.artifact.protobuf import Span
-from common.durable import PRIVATE_MODE, commit_file, explaining_full_disk
-from common.errors import IntegrityFailure, Unavailable
+from common.errors import IntegrityFailure, StorageFull, Unavailable
 from common.wire.messages import Transport
 from edge_agent.fetch.transfer import Ranges
 
 FLUSH_BYTES = 8 * 1024 * 1024
-"""A power cut costs at most about this much of a download."""
+"""The file is flushed each time it has grown past a multiple of this: a power cut costs at most that much of it."""
+
+BLOCK_BYTES_MAX = 256 * 1024
+"""The largest block that is appended at once."""
 
 
 class Partial:
     """The partial file of one artifact or of ranges of it, open for appending.
 
-    `total` is how long it becomes, `size` what is in the file, `resumed` what of it was there when it was opened,
+    `total` is how long it becomes, `resumed` what of it was there when it was opened,
     `moved` what was appended since, `transport` how the last of that came.
     """
 
@@ -47,11 +52,11 @@ class Partial:
         self.moved = 0
         self.transport: Transport = "none"
         self._destination = destination
-        self._unflushed = 0
-        self._open = threading.Lock()
-        with explaining_full_disk(self.path):
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_MODE)
-        self.size = self.resumed = os.fstat(self._descriptor).st_size
+        self._lock = threading.Lock()
+        self._closed = False
+        self._file = durable.GrowingFile(self.path)
+        self.resumed = self.size
+        self._flushed = 0
         if self.size > self.total:
             self.restart()
 
@@ -59,9 +64,16 @@ class Partial:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._open:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        with self._lock:
+            self._closed = True
+            with contextlib.suppress(StorageFull, OSError):  # for a power cut after this; the bytes are checked anyway
+                self._flush()
+            self._file.close()
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return self._file.size
 
     @property
     def missing(self) -> int:
@@ -81,16 +93,16 @@ class Partial:
         """Write the next bytes. Raises `StorageFull`, and `IntegrityFailure` for bytes past the promised size."""
         if len(block) > self.missing:
             raise IntegrityFailure(f"more than the promised {self.total} bytes came for {self.ref.digest}")
-        self.transport = transport
-        with self._open, explaining_full_disk(self.path):
-            view = memoryview(block)
-            while view:
-                written = os.pwrite(self._descriptor, view, self.size)
-                self.size += written
-                self.moved += written
-                self._unflushed += written
-                view = view[written:]
-            if self._unflushed >= FLUSH_BYTES:
+        with self._lock:
+            if self._closed:
+                return
+            self.transport = transport
+            before = self.size
+            try:
+                self._file.append(block)
+            finally:
+                self.moved += self.size - before
+            if self.size // FLUSH_BYTES > before // FLUSH_BYTES:
                 self._flush()
 
     def check_limit(self) -> None:
@@ -101,24 +113,39 @@ class Partial:
 
     def restart(self) -> None:
         """Forget what came so far."""
-        os.ftruncate(self._descriptor, 0)
-        self.size = self.resumed = 0
+        self._file.cut(0)
+        self._flushed = self.resumed = 0
 
     def finish(self) -> None:
         """Verify the whole file and give it its final name, durably; `IntegrityFailure` when the bytes are wrong."""
-        with self._open, explaining_full_disk(self.path):
-            self._flush()
+        with self._lock:
+            self._file.sync()
+            self._flushed = self.size
         if not self._holds(self.path):
             raise IntegrityFailure(f"the bytes that came are not {'' if self.whole else 'of '}{self.ref.digest}")
-        commit_file(self.path, self._destination)
+        durable.commit_file(self.path, self._destination)
 
     def discard(self) -> None:
         """Remove the file: its bytes are worth nothing."""
-        self.path.unlink(missing_ok=True)
+        durable.remove(self.path)
 
     def _flush(self) -> None:
-        os.fsync(self._descriptor)
-        self._unflushed = 0
+        if self._flushed != self.size:
+            self._file.sync()
+            self._flushed = self.size
+
+
+def cut_to_flushed(path: Path) -> None:
+    """Keep of a partial file, after the power was cut, what had been flushed for sure.
+
+    It grows by a block at a time and is flushed right after the one that takes it past a multiple of `FLUSH_BYTES`, so
+    all before the last multiple that lies at least a block behind its end is on the disk.
+    """
+    file = durable.GrowingFile(path)
+    try:
+        file.cut(max(0, file.size - BLOCK_BYTES_MAX) // FLUSH_BYTES * FLUSH_BYTES)
+    finally:
+        file.close()
 
 
 def partial_path(ref: ArtifactRef, destination: Path, ranges: Ranges | None = None) -> Path:

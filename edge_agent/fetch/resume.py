@@ -7,7 +7,7 @@ case the rubbish was ours; wrong again is an `IntegrityFailure`.
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -42,7 +42,7 @@ async def fetch_by(
                 partial.check_limit()
                 if partial.missing:
                     await _move(movers, partial, on_progress or _ignore)
-                await asyncio.to_thread(partial.finish)
+                await _to_the_end(partial.finish)
             except IntegrityFailure:
                 if not partial.resumed:
                     partial.discard()
@@ -50,6 +50,15 @@ async def fetch_by(
                 partial.restart()
             else:
                 return Transfer(bytes=partial.moved, resumed_bytes=partial.resumed, transport=partial.transport)
+
+
+async def _to_the_end(work: Callable[[], None]) -> None:
+    """`work` in a thread, which has ended when this returns or is cancelled: a file must not get its name later."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(running)
+    finally:
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def _move(movers: Sequence[Mover], partial: Partial, on_progress: OnProgress) -> None:

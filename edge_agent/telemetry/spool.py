@@ -3,7 +3,8 @@
 A device may be offline for weeks, so the spool is capped in rows and in bytes: when it is full the oldest windows go,
 and a counter says how many have gone for ever. What `add` returned from survives a killed process (SQLite, WAL); the
 last moments before a power cut may be lost, which is the price of not waiting for the disk. A spool file that cannot be
-read is set aside and a new one begun: telemetry is never a reason not to serve.
+read is set aside and a new one begun, and where no file can be, it is kept in memory: telemetry is never a reason not
+to serve.
 """
 
 import logging
@@ -16,7 +17,8 @@ from typing import NamedTuple, TypeVar
 import msgspec
 from sqlite_utils import Database
 
-from common.errors import StorageFull
+from common import durable
+from common.errors import StorageFailed, StorageFull
 from common.wire import TelemetryWindow
 
 logger = logging.getLogger(__name__)
@@ -104,7 +106,7 @@ class Spool:
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
                     raise StorageFull("no room left for telemetry", fix="free some space on the device") from error
-                raise
+                raise StorageFailed(f"telemetry cannot be kept: {error}", fix="make the disk writable") from error
 
     def _number(self, query: str) -> int:
         with self._lock:
@@ -116,12 +118,13 @@ def _open(path: Path) -> sqlite3.Connection:
     try:
         return _prepared(path)
     except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
-            raise  # locked, full, not allowed: the file itself is fine
+        if isinstance(error, sqlite3.OperationalError):  # locked, full, read-only: the file itself is fine
+            logger.warning("telemetry is kept in memory: its file cannot be written", extra={"reason": str(error)})
+            return _prepared(Path(":memory:"))
         logger.warning("the telemetry spool cannot be read; a new one is begun", extra={"path": str(path)})
-        path.replace(path.with_name(f"{path.name}.unreadable"))
+        durable.move(path, path.with_name(f"{path.name}.unreadable"))
         for suffix in ("-wal", "-shm"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
+            durable.remove(path.with_name(path.name + suffix))
         return _prepared(path)
 
 

@@ -137,6 +137,12 @@ class SlotLost(Event, frozen=True, kw_only=True):
     slot: Slot
 
 
+class Mended(Event, frozen=True, kw_only=True):
+    """Files of `slot` had gone bad on the disk and are again what the journal says."""
+
+    slot: Slot
+
+
 class Unservable(Event, frozen=True, kw_only=True):
     """The installed release is intact, but after a restart the engine would not load it, or it answered its samples
     wrongly.

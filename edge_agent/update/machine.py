@@ -82,6 +82,7 @@ MOVES = (
     _move(ev.SlotLost, GETTING, moves.slot_lost, {FETCHING}, "slot lost"),
     _move(ev.SlotLost, {WARMING}, moves.slot_lost, {FETCHING, FAILED}, "slot lost"),
     _move(ev.SlotLost, {FAILED}, moves.slot_lost, (), "slot lost"),
+    _move(ev.Mended, GETTING | {IDLE, WARMING, FAILED}, moves.mended, (), "mended"),
     _move(ev.Unservable, {IDLE}, moves.unservable, {FAILED}, "will not load or answers wrongly"),
     _move(ev.Unservable, GETTING | {WARMING, FAILED}, moves.unservable, (), "will not load or answers wrongly"),
 )
@@ -107,6 +108,8 @@ IGNORED: dict[type[ev.Event], frozenset[Stage]] = {
     ev.Probed: ALL - {PROBATION},
     # Slots are checked before they are loaded: once a candidate serves, both are in memory.
     ev.SlotLost: frozenset({SWITCHING, PROBATION, RETIRED}),
+    # Two releases are in memory for a moment; the next look finds out whether that matters.
+    ev.Mended: frozenset({SWITCHING, PROBATION, RETIRED}),
     ev.Unservable: frozenset({SWITCHING, PROBATION, RETIRED}),
 }
 

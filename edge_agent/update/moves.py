@@ -271,6 +271,12 @@ def _without_installed(state: ModelState, event: ev.SlotLost) -> Step:
     return state, serving(state)
 
 
+def mended(state: ModelState, event: ev.Mended) -> Step:
+    """Load it again if it serves: what the engine keeps mapped may have been read while it was bad."""
+    serves = state.installed is not None and state.installed.slot == event.slot
+    return state, serving(state) if serves else ()
+
+
 def unservable(state: ModelState, event: ev.Unservable) -> Step:
     """Intact bytes that this engine will not load or answers wrongly with: the previous release, no second download."""
     fallen = replace(state, installed=state.previous, previous=None)

@@ -35,10 +35,11 @@ class Device:
         free: Callable[[], int] = lambda: PLENTY,
         engine: Engine | None = None,
         stopwatch: Clock | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.journal = Journal(folder / "journal.db")
         self.slots = Slots(folder, free=lambda _: free())
-        clock = SystemClock()
+        clock = clock or SystemClock()
         self.server = ModelServer(engine or OrtEngine(), Recorder(clock.now()), stopwatch or clock, workers=2)
         self.session = open_session("token")
         self.executor = Executor(
@@ -99,9 +100,10 @@ async def device_at(
     free: Callable[[], int] = lambda: PLENTY,
     engine: Engine | None = None,
     stopwatch: Clock | None = None,
+    clock: Clock | None = None,
 ) -> AsyncIterator[Device]:
     """A device that runs for the block. `engine` and `stopwatch` are the model server's; by default the real ones."""
-    device = Device(folder, desk, free, engine, stopwatch)
+    device = Device(folder, desk, free, engine, stopwatch, clock)
     await device.executor.start()
     try:
         yield device

@@ -2,13 +2,14 @@
 
 `faults` maps a digest to what is wrong with it: `tamper` flips a byte, `truncate` sends half and closes, `stall` sends
 half and no more, `missing` is 404; `break_once` sends half of the first answer and closes, `tamper_once` flips a byte
-of it. `sent` counts the bytes that left for each digest. The device's twin is here too: polls get the newest order,
-reports are kept in `reports`.
+of it. While `offline` is true, every line to a blob breaks. `sent` counts the bytes that left for each digest. The
+device's twin is here too: polls get the newest order, reports are kept in `reports`. `misbehave` answers everything
+instead, as long as it is set.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ DEVICE = DeviceId("dev-1")
 MODEL = ModelName("kinds")
 ONNX_FILE = "model.onnx"
 
+Misbehaviour = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
 
 class ReleaseDesk:
     """Publishes releases of one model and writes orders for one device."""
@@ -50,12 +53,15 @@ class ReleaseDesk:
         self.faults: dict[Digest, str] = {}
         self.sent: Counter[Digest] = Counter()
         self.asked: Counter[Digest] = Counter()
+        self.offline = False
         self.generation = 0
         self.url = ""
         self.newest = b""
         self.polls = 0
         self.not_modified = 0
         self.reports: list[ReportedState] = []
+        self.misbehave: Misbehaviour | None = None
+        self.requests = 0
         self._runner: web.AppRunner | None = None
 
     @property
@@ -63,7 +69,7 @@ class ReleaseDesk:
         return (self.signer.public_key,)
 
     async def start(self) -> None:
-        application = web.Application()
+        application = web.Application(middlewares=[self._answer])
         application.router.add_get("/v1/blobs/{digest}", self._blob)
         application.router.add_get("/v1/devices/{device}/desired", self._desired)
         application.router.add_put("/v1/devices/{device}/reported", self._reported)
@@ -145,6 +151,11 @@ class ReleaseDesk:
         self.newest = self.signer.sign(DESIRED_PAYLOAD_TYPE, encode(desired))
         return self.newest
 
+    @web.middleware
+    async def _answer(self, request: web.Request, handler: Misbehaviour) -> web.StreamResponse:
+        self.requests += 1
+        return await (self.misbehave or handler)(request)
+
     async def _desired(self, request: web.Request) -> web.Response:
         self.polls += 1
         etag = f'"{digest_of(self.newest)}"'
@@ -159,6 +170,8 @@ class ReleaseDesk:
 
     async def _blob(self, request: web.Request) -> web.StreamResponse:
         digest = Digest(request.match_info["digest"])
+        if self.offline and request.transport:
+            request.transport.close()
         self.asked[digest] += 1
         fault = self.faults.get(digest, "")
         if fault == "missing" or digest not in self.blobs:

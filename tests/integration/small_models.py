@@ -4,6 +4,7 @@ The models run on the real engine. All take `x`, FP32 [any, 4], unless they say 
 """
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -135,6 +136,21 @@ def weighted(folder: Path, number: float, shift: float, tensors: int = 3) -> tup
     return path.read_bytes(), (folder / WEIGHTS_FILE).read_bytes()
 
 
+def mapped(folder: Path, number: float) -> tuple[bytes, bytes]:
+    """y = x + number, the number in a file of its own, which the engine maps into memory instead of reading it."""
+    folder.mkdir(exist_ok=True)
+    (folder / WEIGHTS_FILE).unlink(missing_ok=True)  # the onnx package would append to it
+    numbers = numpy_helper.from_array(np.full((4096, 4), number, np.float32), "numbers")
+    set_external_data(numbers, WEIGHTS_FILE)
+    nodes = [
+        helper.make_node("ArgMax", ["x"], ["most"], axis=1, keepdims=0),
+        helper.make_node("Gather", ["numbers", "most"], ["found"]),
+        helper.make_node("Add", ["x", "found"], ["y"]),
+    ]
+    path = _save(folder / "model.onnx", nodes, [numbers])
+    return path.read_bytes(), (folder / WEIGHTS_FILE).read_bytes()
+
+
 def _save(
     path: Path,
     nodes: Sequence[NodeProto],
@@ -169,6 +185,7 @@ class HeldSession:
             self._engine.used_after_close |= self.closed
         try:
             assert self._engine.open.wait(60)
+            time.sleep(self._engine.run_s)
             return self._session.run(feeds, outputs)
         finally:
             with self._engine.lock:
@@ -185,7 +202,7 @@ class HeldSession:
 
 
 class HeldEngine(OrtEngine):
-    """ONNX Runtime with a door: while `open` is cleared, requests stay inside their session."""
+    """ONNX Runtime with a door: while `open` is cleared, requests stay inside their session, else for `run_s`."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
@@ -194,6 +211,7 @@ class HeldEngine(OrtEngine):
         self.arrived = 0
         self.rows: list[int] = []
         """Of each run, in the order in which they began."""
+        self.run_s = 0.0
         self.used_after_close = False
         self.sessions: list[HeldSession] = []
 

@@ -3,7 +3,6 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -13,12 +12,11 @@ import pytest
 from common.errors import Unavailable
 from controller.broker.embedded import EmbeddedBroker
 from edge_agent.app import Agent
-from edge_agent.config import AgentSettings
-from edge_agent.identity import BrokerAccess, Identity
 from edge_agent.telemetry.spool import Spool
 from tests.conftest import eventually
 from tests.faults import FaultProxy
 from tests.integration.release_desk import DEVICE, MODEL, ReleaseDesk
+from tests.integration.small_agent import agent_at
 from tests.integration.small_models import weighted
 
 
@@ -28,36 +26,6 @@ async def desk() -> AsyncIterator[ReleaseDesk]:
     await desk.start()
     yield desk
     await desk.stop()
-
-
-def identity_at(desk: ReleaseDesk, broker_port: int | None = None) -> Identity:
-    """A member of the desk's fleet; without a port its broker is not there."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = broker_port or unused.getsockname()[1]
-    return Identity(
-        device=DEVICE,
-        device_token="token",
-        controller_url=desk.url,
-        broker=BrokerAccess(url=f"mqtt://127.0.0.1:{port}", username=DEVICE, password="p"),
-        client_id=f"{DEVICE}-0123456789abcdef",
-        signing_keys=desk.keys,
-        heartbeat_s=1.0,
-        poll_s=0.2,
-    )
-
-
-@asynccontextmanager
-async def agent_at(
-    folder: Path, desk: ReleaseDesk, listen: str = "127.0.0.1:0", broker_port: int | None = None, poll_s: float = 0.0
-) -> AsyncIterator[Agent]:
-    settings = AgentSettings(data=folder, inference_listen=listen, telemetry_s=0.2, disk_reserve_bytes=0, poll_s=poll_s)
-    agent = Agent(settings, identity_at(desk, broker_port))
-    await agent.start()
-    try:
-        yield agent
-    finally:
-        await agent.stop()
 
 
 async def ask(agent: Agent) -> str:

@@ -1,24 +1,30 @@
 """The agent's memory: on the disk when a method returns, readable by this build or gone back from, never going back."""
 
 import os
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 from sqlite_utils import Database
 
 from common.artifact import ArtifactRef, digest_of
 from common.errors import Conflict
 from common.ids import ModelName, Version
-from common.wire import UpdateReport
+from common.wire import Outcome, UpdateReport
 from edge_agent.journal import AcceptedOrder, Journal
 from edge_agent.update import Installed, ModelState, Quarantined, Stage, Tally
+from tests.golden.journal import reader_1
 from tests.property.update_world import WAYS, target_of
 
 MODEL = ModelName("kinds")
+V1 = Version("1")
 GOLDEN = Path(__file__).parents[1] / "golden/journal/state-1.json"
 
 CHILD = """
@@ -100,7 +106,7 @@ def test_a_run_that_was_not_ended_is_unclean(tmp_path: Path) -> None:
     verdicts = []
     for ends_well in (True, False, True):
         journal = Journal(tmp_path / "journal.db")
-        verdicts.append(journal.begin_run())
+        verdicts.append(journal.begin_run().clean)
         if ends_well:
             journal.end_run()
         journal.close()
@@ -133,6 +139,55 @@ def test_journals_of_the_first_release_are_read_for_ever(journal: Journal, tmp_p
     assert journal.load() == {MODEL: full_state()}
 
 
+@pytest.mark.parametrize("dump", sorted(GOLDEN.parent.glob("journal-*.sql")), ids=lambda path: path.stem)
+def test_whole_journals_of_every_format_are_read_for_ever(tmp_path: Path, dump: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "journal.db")
+    connection.executescript(dump.read_text())
+    connection.close()
+    journal = Journal(tmp_path / "journal.db")
+    assert journal.load() == {MODEL: full_state()}
+    assert (journal.generation, journal.number("epoch")) == (7, 3)
+    assert journal.order == AcceptedOrder(generation=7, etag="sha256:" + "0" * 64, envelope=b"{}")
+    assert not journal.begin_run(boot=1).clean
+    journal.close()
+
+
+def states_of_every_kind() -> list[ModelState]:
+    full = full_state()
+    outcomes: tuple[Outcome, ...] = ("succeeded", "failed", "rolled_back", "rejected")
+    reports = [replace(full, last_update=UpdateReport(generation=1, version=V1, outcome=one)) for one in outcomes]
+    candidate = replace(full, stage=Stage.WARMING, candidate=full.installed)
+    return [*(replace(full, stage=stage) for stage in Stage), *reports, candidate, ModelState(model=MODEL)]
+
+
+@pytest.mark.parametrize("state", states_of_every_kind(), ids=lambda state: state.stage.value)
+def test_the_first_release_of_the_agent_reads_what_this_one_writes(state: ModelState) -> None:
+    """Until an update of the agent itself is committed, the old program may have to take over again."""
+    read = msgspec.json.decode(msgspec.json.encode(state), type=reader_1.State)
+    assert msgspec.json.encode(read) == msgspec.json.encode(state), "nothing that it knew means something else"
+
+
+def test_what_a_later_format_adds_is_skipped(journal: Journal, tmp_path: Path) -> None:
+    """Fields at every level, a table and a migration: all that a later build may add."""
+    state = full_state()
+    journal.save(state)
+    database = Database(tmp_path / "journal.db")
+    (text,) = database.execute("SELECT state FROM models").fetchone()
+    objects = re.compile(r'(?<!"files":)(?<!"downloads":){')  # those two are maps
+    database.execute("UPDATE models SET state = ?", [objects.sub('{"later":{"a":[1,null]},', text)])
+    database.execute("CREATE TABLE later (x)")
+    database.execute("ALTER TABLE orders ADD COLUMN later TEXT")
+    database.execute(
+        "INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES ('journal', 'later', '2100-01-01')"
+    )
+    database.conn.commit()
+    database.close()
+    reopened = Journal(tmp_path / "journal.db")
+    (read,) = reopened.load().values()
+    reopened.close()
+    assert read == state
+
+
 def test_what_was_acknowledged_survives_being_killed(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     for lines in (1, 7, 20, 3):
@@ -144,7 +199,7 @@ def test_what_was_acknowledged_survives_being_killed(tmp_path: Path) -> None:
         child.stdout.close()
         child.wait()
         journal = Journal(path)
-        assert not journal.begin_run()
+        assert not journal.begin_run().clean
         order = journal.order
         assert order
         assert order.etag == f"sha256:{order.generation}"

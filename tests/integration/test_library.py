@@ -16,7 +16,7 @@ from edge_agent import Device
 from edge_agent.identity import save_identity
 from tests.conftest import eventually
 from tests.integration.release_desk import DEVICE, MODEL, ReleaseDesk
-from tests.integration.test_agent_app import identity_at
+from tests.integration.small_agent import identity_at
 
 ROWS = np.zeros((2, 2048), np.int32)
 

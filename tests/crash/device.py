@@ -1,0 +1,102 @@
+"""One device for the crash stories: the agent's own executor, journal, slots, fetcher and engine on a folder."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+
+from common.backoff import Backoff
+from common.clock import SystemClock
+from common.errors import FerryError
+from edge_agent.executor import Executor, Parts, Standing, UpdateLimits
+from edge_agent.fetch import FetchLimits, make_fetcher
+from edge_agent.inference.serving import ModelServer
+from edge_agent.journal import FILE_NAME, Journal
+from edge_agent.slots import Slots
+from edge_agent.telemetry.recorder import Recorder
+from edge_agent.update import ModelState
+from tests.integration.release_desk import DEVICE, MODEL, ReleaseDesk
+from tests.integration.small_models import HeldEngine
+
+QUESTION = 1.0
+PATIENCE_S = 90.0
+
+
+class Stuck(AssertionError):
+    """What must happen did not."""
+
+
+class Device:
+    """`told` is called with everything that the device would report; `boot` is the machine's run."""
+
+    def __init__(
+        self,
+        folder: Path,
+        desk: ReleaseDesk,
+        session: aiohttp.ClientSession,
+        told: Callable[[Standing], None],
+        boot: int,
+    ) -> None:
+        clock = SystemClock()
+        self.engine = HeldEngine()
+        self.journal = Journal(folder / FILE_NAME)
+        self.server = ModelServer(self.engine, Recorder(clock.now()), clock, workers=1)
+        self.executor = Executor(
+            Parts(
+                journal=self.journal,
+                slots=Slots(folder, reserve_bytes=0),
+                fetcher=make_fetcher(desk.url, session, None, FetchLimits(), clock),
+                server=self.server,
+                clock=clock,
+                chance=random.Random(1),
+                keys=desk.keys,
+                changed=lambda: told(self.executor.standing()),
+                limits=UpdateLimits(health_s=0.005, probe_requests=25, backoff=Backoff(base_s=0.01, cap_s=0.02)),
+                boot=boot,
+            ),
+            DEVICE,
+        )
+        self._told = told
+
+    async def start(self) -> None:
+        """As the program does it: what stands is told at once."""
+        await self.executor.start()
+        self._told(self.executor.standing())
+
+    async def stop(self, *, clean: bool) -> None:
+        """In good order, or as a process ends that is killed: nothing is said to the journal."""
+        if clean:
+            await self.executor.stop()
+        else:
+            await asyncio.gather(*(lane.stop() for lane in self.executor._lanes.values()))
+        await self.server.close()
+        self.journal.close()
+
+    @property
+    def state(self) -> ModelState:
+        """The model's state in memory, which is the journal's."""
+        lane = self.executor._lanes.get(MODEL)
+        return lane.state if lane else ModelState(model=MODEL)
+
+    async def ask(self) -> tuple[str, float] | None:
+        """The version that answers, and the number that it adds to what it is asked; None: nothing is served."""
+        try:
+            answer = await self.server.infer(MODEL, None, {"x": np.full((1, 4), QUESTION, np.float32)})
+        except FerryError as error:
+            if error.code == "not_found":
+                return None
+            raise
+        (number,) = set((answer.outputs["y"] - QUESTION).flat)
+        return str(answer.version), float(number)
+
+    async def until(self, condition: Callable[["Device"], object], what: str) -> None:
+        """Wait for it; `Stuck` when it does not come."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + PATIENCE_S
+        while not condition(self):
+            if loop.time() > deadline:
+                raise Stuck(f"never {what}; it is {self.state.stage}: {self.state.trouble}")
+            await asyncio.sleep(0.002)
