@@ -124,21 +124,29 @@ def _run(options: argparse.Namespace, settings: AgentSettings) -> int:
 
 
 async def _serve(settings: AgentSettings, identity: "Identity", ready_file: Path | None) -> None:
-    """Run the agent until it is told to stop."""
+    """Run the agent until it is told to stop, and let a service manager know how it is."""
+    from common.clock import SystemClock
     from edge_agent.app import Agent
     from edge_agent.running import Run, announced
+    from edge_agent.supervisor import Supervisor
+    from edge_agent.watchdog import Watchdog, starting, status
 
-    agent = Agent(settings, identity)
+    agent, supervisor = Agent(settings, identity), Supervisor(os.environ)
     told_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
-    await agent.start()
+    async with starting(supervisor):
+        await agent.start()
+    watching = asyncio.create_task(Watchdog(supervisor, agent.watched, SystemClock()).watch())
     try:
         run = Run(device=identity.device, pid=os.getpid(), inference_url=agent.inference_url, started_at=time.time())
         with announced(settings.data, run, ready_file):
+            supervisor.tell("READY=1", status(agent.watched.sentence()))
             _say(f"{run.device} answers at {run.inference_url}", sys.stderr)
             await told_to_stop.wait()
     finally:
+        supervisor.tell("STOPPING=1", status("finishes what is under way"))
+        watching.cancel()
         await agent.stop()
 
 

@@ -99,6 +99,11 @@ class Conversation:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._keep_windows)
 
+    @property
+    def ended(self) -> tuple[str, ...]:
+        """The loops that have ended; there should be none until `stop`."""
+        return tuple(f"loop of {task.get_name()}" for task in self._tasks if task.done())
+
     def changed(self) -> None:
         """There is something new to report."""
         self._news.set()

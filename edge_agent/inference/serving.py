@@ -133,6 +133,16 @@ class ModelServer:
         self._placements: dict[ModelName, _Placement] = {}
         self._loading = asyncio.Lock()
         self._closed = False
+        self._finished = 0
+
+    @property
+    def finished(self) -> int:
+        """A number that changes whenever a request has left its thread, however it went."""
+        return self._finished
+
+    async def pulse(self) -> None:
+        """Return when an inference thread has had a moment for us: behind the requests that wait, before later ones."""
+        await asyncio.wrap_future(self._pool.submit(int))
 
     @property
     def platform(self) -> str:
@@ -310,6 +320,7 @@ class ModelServer:
             for loaded in pinned:
                 loaded.unpin()
             self._room.release()
+            self._finished += 1  # threads may overwrite each other's, and it still changes
 
         for loaded in pinned:
             loaded.pin()
