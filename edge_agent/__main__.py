@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 import msgspec
 
 from common.errors import FerryError, InvalidInput
-from edge_agent.config import AgentSettings, all_settings, load_settings
+from edge_agent.config import SYSTEM_DATA, AgentSettings, all_settings, load_settings
 
 if TYPE_CHECKING:
     from edge_agent.identity import Identity
@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = load_settings(vars(options), os.environ, options.config)
     except InvalidInput as error:
         return _fail(error, EXIT_USAGE)
+    from edge_agent.running import become_owner
+
+    become_owner(settings.data)
     try:
         status: int = options.command(options, settings)
     except FerryError as error:
@@ -45,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="ferry-agent", description="Runs models on this device, as its fleet says.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     join = commands.add_parser("join", allow_abbrev=False, help="make this device a member of a fleet")
     join.add_argument("join_string", metavar="JOIN_STRING", help="the line that `ferry device token create` printed")
@@ -67,6 +71,16 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--config", metavar="FILE", default="", help="settings in TOML (default: DATA/agent.toml)")
         _add_settings(command, everything=command is run)
     return parser
+
+
+class _Version(argparse.Action):
+    """`--version`, which looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        _say(f"ferry-agent {version('edgeferry')}", sys.stdout)
+        parser.exit()
 
 
 def _add_settings(command: argparse.ArgumentParser, *, everything: bool) -> None:
@@ -100,7 +114,8 @@ def _join(options: argparse.Namespace, settings: AgentSettings) -> int:
                 ca_file=settings.ca_file,
             )
         )
-    _say(f"joined {identity.controller_url} as {identity.device}; start it with `ferry-agent run`", sys.stderr)
+    start = "systemctl start ferry-agent" if settings.data == SYSTEM_DATA else "ferry-agent run"
+    _say(f"joined {identity.controller_url} as {identity.device}; start it with `{start}`", sys.stderr)
     _say(identity.device, sys.stdout)
     return 0
 
