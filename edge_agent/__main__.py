@@ -1,4 +1,4 @@
-"""`ferry-agent`: join a fleet, run, and look at what runs.
+"""`ferry-agent`: join a fleet, run, look at what runs, and say what is wrong.
 
 Messages go to stderr, results to stdout. The exit status is 0 when it went well, 1 when it did not (one sentence says
 what, and what to do), 2 for a command line or a setting that cannot be.
@@ -66,7 +66,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     status = commands.add_parser("status", allow_abbrev=False, help="show what this device runs")
     status.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how (default: table)")
-    for command, function in ((join, _join), (run, _run), (status, _status)):
+    doctor = commands.add_parser("doctor", allow_abbrev=False, help="say what is wrong here and what to do")
+    doctor.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how (default: table)")
+    for command, function in ((join, _join), (run, _run), (status, _status), (doctor, _doctor)):
         command.set_defaults(command=function)
         command.add_argument("--config", metavar="FILE", default="", help="settings in TOML (default: DATA/agent.toml)")
         _add_settings(command, everything=command is run)
@@ -171,8 +173,21 @@ def _status(options: argparse.Namespace, settings: AgentSettings) -> int:
 
     status = asyncio.run(read_status(settings.data, load_identity(settings.data)))
     table = options.output == "table"
-    _say(as_table(status) if table else msgspec.json.format(msgspec.json.encode(status)).decode(), sys.stdout)
+    _say(as_table(status) if table else _as_json(status), sys.stdout)
     return 0
+
+
+def _doctor(options: argparse.Namespace, settings: AgentSettings) -> int:
+    from edge_agent.doctor import as_document, as_table, examine, worst
+
+    findings = asyncio.run(examine(settings))
+    table = options.output == "table"
+    _say(as_table(findings) if table else _as_json(as_document(findings)), sys.stdout)
+    return EXIT_FAILURE if worst(findings) == "problem" else 0
+
+
+def _as_json(document: object) -> str:
+    return msgspec.json.format(msgspec.json.encode(document)).decode()
 
 
 def _fail(error: FerryError, status: int) -> int:

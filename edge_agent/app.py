@@ -30,11 +30,11 @@ from edge_agent.machine import capabilities
 from edge_agent.slots import Slots
 from edge_agent.telemetry.metrics import ExportingRecorder
 from edge_agent.telemetry.recorder import Recorder
+from edge_agent.telemetry.spool import FILE_NAME as SPOOL_FILE
 from edge_agent.telemetry.spool import Spool
 from edge_agent.vitals import Vitals
 from edge_agent.watchdog import Pulse, Watched
 
-SPOOL_FILE = "telemetry.db"
 EPOCH = "epoch"
 """The journal's name for the number of connections."""
 

@@ -6,6 +6,7 @@ last moments before a power cut may be lost, which is the price of not waiting f
 read is set aside and a new one begun: telemetry is never a reason not to serve.
 """
 
+import contextlib
 import logging
 import sqlite3
 import threading
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+FILE_NAME = "telemetry.db"
+UNREADABLE_SUFFIX = ".unreadable"
 ROWS_MAX = 20_000
 BYTES_MAX = 8 * 1024 * 1024
 BUSY_TIMEOUT_S = 5.0
@@ -112,6 +115,14 @@ class Spool:
         return int(number)
 
 
+def counts(path: Path) -> tuple[int, int]:
+    """How many windows wait in the spool at `path`, and how many are lost, without changing it; `sqlite3.Error`."""
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)) as connection:
+        (waiting,) = connection.execute("select count(*) from windows").fetchone()
+        (lost,) = connection.execute("select value from counters where name = 'lost'").fetchone()
+    return int(waiting), int(lost)
+
+
 def _open(path: Path) -> sqlite3.Connection:
     try:
         return _prepared(path)
@@ -119,7 +130,7 @@ def _open(path: Path) -> sqlite3.Connection:
         if isinstance(error, sqlite3.OperationalError):
             raise  # locked, full, not allowed: the file itself is fine
         logger.warning("the telemetry spool cannot be read; a new one is begun", extra={"path": str(path)})
-        path.replace(path.with_name(f"{path.name}.unreadable"))
+        path.replace(path.with_name(path.name + UNREADABLE_SUFFIX))
         for suffix in ("-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         return _prepared(path)
