@@ -243,8 +243,9 @@ async def _broker(identity: Identity, settings: AgentSettings) -> list[Finding]:
             try:
                 await connection.open()
                 took_s = time.monotonic() - began
-            finally:
                 await connection.close()
+            finally:
+                await connection.abort()
         except FerryError as error:
             return [judging.broker(error)]
         return [judging.broker(judging.Answer(where=identity.broker.url, took_s=took_s))]

@@ -79,11 +79,6 @@ class Root:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def copy(self, folder: Path) -> "Root":
-        """The same again, to be changed."""
-        checked("cp", "-a", "--reflink=auto", self.folder, folder)
-        return Root(folder)
-
     def command(self, *command: str | Path) -> list[str]:
         """The words that run `command` inside, with a /proc of its own."""
         inside = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
