@@ -6,6 +6,7 @@ what, and what to do), 2 for a command line or a setting that cannot be.
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -132,11 +133,10 @@ def _run(options: argparse.Namespace, settings: AgentSettings) -> int:
     identity = load_identity(settings.data)
     with sole_user(settings.data):
         setup_logging(settings.log_level)
-        tracing = setup_tracing("ferry-agent", identity.device, otlp_endpoint(settings.otlp_endpoint))
-        try:
+        with contextlib.ExitStack() as ending:
+            if endpoint := otlp_endpoint(settings.otlp_endpoint):  # without one, traces are passed on and none is made
+                ending.callback(setup_tracing("ferry-agent", identity.device, endpoint).shutdown)
             uvloop.run(_serve(settings, identity, options.ready_file))
-        finally:
-            tracing.shutdown()
     return 0
 
 

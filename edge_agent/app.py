@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -28,12 +28,14 @@ from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import FILE_NAME, Journal
 from edge_agent.machine import capabilities
 from edge_agent.slots import Slots
-from edge_agent.telemetry.metrics import ExportingRecorder
 from edge_agent.telemetry.recorder import Recorder
 from edge_agent.telemetry.spool import FILE_NAME as SPOOL_FILE
 from edge_agent.telemetry.spool import Spool
 from edge_agent.vitals import Vitals
 from edge_agent.watchdog import Pulse, Watched
+
+if TYPE_CHECKING:
+    from edge_agent.telemetry.metrics import ExportingRecorder
 
 EPOCH = "epoch"
 """The journal's name for the number of connections."""
@@ -148,11 +150,13 @@ class Agent:
         line = "connected" if self._connected else "no connection to the broker"
         return f"{self._identity.device} serves {models or 'no model yet'}; {line}"
 
-    def _observed(self, recorder: Recorder, running: contextlib.AsyncExitStack) -> Recorder | ExportingRecorder:
+    def _observed(self, recorder: Recorder, running: contextlib.AsyncExitStack) -> "Recorder | ExportingRecorder":
         """The recorder, with an exporter in front of it if a collector is configured."""
         endpoint = otlp_endpoint(self._settings.otlp_endpoint)
         if not endpoint:
             return recorder
+        from edge_agent.telemetry.metrics import ExportingRecorder  # and with it OpenTelemetry's SDK
+
         exporting = ExportingRecorder(recorder, self._identity.device, endpoint)
         running.push_async_callback(asyncio.to_thread, exporting.close)
         return exporting
