@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -124,8 +124,6 @@ def _join(options: argparse.Namespace, settings: AgentSettings) -> int:
 
 
 def _run(options: argparse.Namespace, settings: AgentSettings) -> int:
-    import uvloop
-
     from common.observability import otlp_endpoint, setup_logging, setup_tracing
     from edge_agent.identity import load_identity
     from edge_agent.running import sole_user
@@ -136,8 +134,17 @@ def _run(options: argparse.Namespace, settings: AgentSettings) -> int:
         with contextlib.ExitStack() as ending:
             if endpoint := otlp_endpoint(settings.otlp_endpoint):  # without one, traces are passed on and none is made
                 ending.callback(setup_tracing("ferry-agent", identity.device, endpoint).shutdown)
-            uvloop.run(_serve(settings, identity, options.ready_file))
+            _run_loop()(_serve(settings, identity, options.ready_file))
     return 0
+
+
+def _run_loop() -> Callable[[Coroutine[None, None, None]], None]:
+    """uvloop's, if the device's owner installed it: up to a tenth less CPU for a request, for 14 MB of disk."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run
+    return uvloop.run
 
 
 async def _serve(settings: AgentSettings, identity: "Identity", ready_file: Path | None) -> None:

@@ -127,7 +127,7 @@ def test_under_systemd_it_serves_from_the_boot_and_survives_a_hang_and_an_upgrad
     url = fleet.urls[DEVICE]
     override = joined.folder / "etc/systemd/system/ferry-agent.service.d/sooner.conf"
     override.parent.mkdir()
-    override.write_text("[Service]\nWatchdogSec=2\nRestartSec=1\n")
+    override.write_text("[Service]\nWatchdogSec=5\nRestartSec=1\n")
     with joined.booted() as machine:
         assert machine.property("ActiveState") == "active", "the boot is over when it serves"
         assert live(url)
