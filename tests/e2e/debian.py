@@ -6,6 +6,7 @@ Both share this machine's network, so a controller on 127.0.0.1 can be joined fr
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -100,10 +101,11 @@ class Root:
         boot = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot", "-D", str(self.folder)]
         with log.open("wb") as out, subprocess.Popen(boot, stdin=subprocess.DEVNULL, stdout=out, stderr=out) as nspawn:
             try:
-                machine = Machine(self.folder, _first_process(nspawn, log))
-                yield machine
+                yield Machine(self.folder, _first_process(nspawn, log))
             finally:
-                nspawn.kill()  # the kernel ends everything inside with its first process
+                for leader in _children(nspawn):  # the kernel ends everything inside with its first process
+                    os.kill(leader, signal.SIGKILL)
+                nspawn.terminate()
 
 
 class Machine:
@@ -141,12 +143,16 @@ def _install(machine: Root | Machine, package: Path) -> str:
         inside.unlink()
 
 
+def _children(process: "subprocess.Popen[bytes]") -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
+    return [int(pid) for pid in found.split()]
+
+
 def _first_process(nspawn: "subprocess.Popen[bytes]", log: Path) -> int:
     """Wait until the systemd inside is up."""
     deadline = time.monotonic() + BOOT_S
     while nspawn.poll() is None and time.monotonic() < deadline:
-        found = subprocess.run(["pgrep", "-P", str(nspawn.pid)], capture_output=True, text=True, check=False).stdout
-        for leader in map(int, found.split()):
+        for leader in _children(nspawn):
             inside = ("nsenter", "--target", str(leader), *IN_NAMESPACES, "systemctl", "is-system-running", "--wait")
             state = subprocess.run(inside, capture_output=True, text=True, timeout=BOOT_S, check=False).stdout
             if state.strip() in {"running", "degraded"}:
