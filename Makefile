@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 MODELS := .demo/models
 TOOLCHAIN := .demo/toolchain
 
-.PHONY: demo test coverage check format bench bench-delta fuzz clean
+.PHONY: demo test coverage check format bench bench-delta deb fuzz clean
 demo: $(STAMP) $(MODELS)/.fetched
 	$(BIN)/ferry demo --models $(MODELS)
 
@@ -44,6 +44,10 @@ $(TOOLCHAIN)/.installed:
 	$(TOOLCHAIN)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(TOOLCHAIN)/bin/python -m pip install --quiet --disable-pip-version-check zipnn==0.5.4
 	touch $@
+
+# The agent as a Debian package, in dist/: for the release of Debian that has this Python. ARCH=arm64 for another machine.
+deb: $(STAMP)
+	$(BIN)/python deploy/debian/build.py $(if $(ARCH),--arch $(ARCH))
 
 # Half an hour by default; FUZZ_S=SECONDS or FUZZ_RUNS=RUNS (of each target, always the same ones) for another length.
 fuzz: $(STAMP)

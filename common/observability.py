@@ -3,6 +3,9 @@
 Logs are one JSON object a line with the trace they belong to, or plain lines on a terminal. Traces cross process
 borders as a W3C `traceparent` string, in HTTP headers and inside MQTT payloads. Nothing leaves the machine unless an
 OTLP endpoint is configured (`FERRY_OTLP_ENDPOINT`, or OpenTelemetry's own `OTEL_EXPORTER_OTLP_ENDPOINT`).
+
+OpenTelemetry's SDK is loaded only by whoever makes spans or metrics: a device that passes a trace on needs its API
+alone, and is spared 3 MB of memory.
 """
 
 import logging
@@ -13,12 +16,12 @@ from typing import IO, TYPE_CHECKING, Any
 import msgspec
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricReader
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
@@ -58,8 +61,10 @@ def otlp_endpoint(configured: str = "") -> str:
     return configured or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
 
 
-def setup_tracing(service: str, instance: str, endpoint: str = "") -> TracerProvider:
+def setup_tracing(service: str, instance: str, endpoint: str = "") -> "TracerProvider":
     """Make spans and, when `endpoint` is given, export them in batches over OTLP/HTTP. Call `shutdown()` at the end."""
+    from opentelemetry.sdk.trace import TracerProvider
+
     provider = TracerProvider(resource=service_resource(service, instance))
     if endpoint:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -78,8 +83,10 @@ def metric_reader(endpoint: str) -> "MetricReader":
     return PeriodicExportingMetricReader(OTLPMetricExporter(f"{endpoint.rstrip('/')}/v1/metrics"))
 
 
-def service_resource(service: str, instance: str) -> Resource:
+def service_resource(service: str, instance: str) -> "Resource":
     """Who is talking, in OpenTelemetry's semantic conventions."""
+    from opentelemetry.sdk.resources import Resource
+
     return Resource.create({"service.name": service, "service.instance.id": instance})
 
 

@@ -1,4 +1,4 @@
-"""`ferry-agent`: join a fleet, run, and look at what runs.
+"""`ferry-agent`: join a fleet, run, look at what runs, and say what is wrong.
 
 Messages go to stderr, results to stdout. The exit status is 0 when it went well, 1 when it did not (one sentence says
 what, and what to do), 2 for a command line or a setting that cannot be.
@@ -6,6 +6,7 @@ what, and what to do), 2 for a command line or a setting that cannot be.
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, TextIO
 import msgspec
 
 from common.errors import FerryError, InvalidInput
-from edge_agent.config import AgentSettings, all_settings, load_settings
+from edge_agent.config import SYSTEM_DATA, AgentSettings, all_settings, load_settings
 
 if TYPE_CHECKING:
     from edge_agent.identity import Identity
@@ -35,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = load_settings(vars(options), os.environ, options.config)
     except InvalidInput as error:
         return _fail(error, EXIT_USAGE)
+    from edge_agent.running import become_owner
+
+    become_owner(settings.data)
     try:
         status: int = options.command(options, settings)
     except FerryError as error:
@@ -45,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="ferry-agent", description="Runs models on this device, as its fleet says.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     join = commands.add_parser("join", allow_abbrev=False, help="make this device a member of a fleet")
     join.add_argument("join_string", metavar="JOIN_STRING", help="the line that `ferry device token create` printed")
@@ -62,11 +67,23 @@ def make_parser() -> argparse.ArgumentParser:
     )
     status = commands.add_parser("status", allow_abbrev=False, help="show what this device runs")
     status.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how (default: table)")
-    for command, function in ((join, _join), (run, _run), (status, _status)):
+    doctor = commands.add_parser("doctor", allow_abbrev=False, help="say what is wrong here and what to do")
+    doctor.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how (default: table)")
+    for command, function in ((join, _join), (run, _run), (status, _status), (doctor, _doctor)):
         command.set_defaults(command=function)
         command.add_argument("--config", metavar="FILE", default="", help="settings in TOML (default: DATA/agent.toml)")
         _add_settings(command, everything=command is run)
     return parser
+
+
+class _Version(argparse.Action):
+    """`--version`, which looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        _say(f"ferry-agent {version('edgeferry')}", sys.stdout)
+        parser.exit()
 
 
 def _add_settings(command: argparse.ArgumentParser, *, everything: bool) -> None:
@@ -100,45 +117,52 @@ def _join(options: argparse.Namespace, settings: AgentSettings) -> int:
                 ca_file=settings.ca_file,
             )
         )
-    _say(f"joined {identity.controller_url} as {identity.device}; start it with `ferry-agent run`", sys.stderr)
+    start = "systemctl start ferry-agent" if settings.data == SYSTEM_DATA else "ferry-agent run"
+    _say(f"joined {identity.controller_url} as {identity.device}; start it with `{start}`", sys.stderr)
     _say(identity.device, sys.stdout)
     return 0
 
 
 def _run(options: argparse.Namespace, settings: AgentSettings) -> int:
-    import uvloop
-
     from common.observability import otlp_endpoint, setup_logging, setup_tracing
+    from edge_agent import loops
     from edge_agent.identity import load_identity
     from edge_agent.running import sole_user
 
     identity = load_identity(settings.data)
     with sole_user(settings.data):
         setup_logging(settings.log_level)
-        tracing = setup_tracing("ferry-agent", identity.device, otlp_endpoint(settings.otlp_endpoint))
-        try:
-            uvloop.run(_serve(settings, identity, options.ready_file))
-        finally:
-            tracing.shutdown()
+        with contextlib.ExitStack() as ending:
+            if endpoint := otlp_endpoint(settings.otlp_endpoint):  # without one, traces are passed on and none is made
+                ending.callback(setup_tracing("ferry-agent", identity.device, endpoint).shutdown)
+            loops.run(_serve(settings, identity, options.ready_file))
     return 0
 
 
 async def _serve(settings: AgentSettings, identity: "Identity", ready_file: Path | None) -> None:
-    """Run the agent until it is told to stop."""
+    """Run the agent until it is told to stop, and let a service manager know how it is."""
+    from common.clock import SystemClock
     from edge_agent.app import Agent
     from edge_agent.running import Run, announced
+    from edge_agent.supervisor import Supervisor
+    from edge_agent.watchdog import Watchdog, starting, status
 
-    agent = Agent(settings, identity)
+    agent, supervisor = Agent(settings, identity), Supervisor(os.environ)
     told_to_stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
-    await agent.start()
+    async with starting(supervisor):
+        await agent.start()
+    watching = asyncio.create_task(Watchdog(supervisor, agent.watched, SystemClock()).watch())
     try:
         run = Run(device=identity.device, pid=os.getpid(), inference_url=agent.inference_url, started_at=time.time())
         with announced(settings.data, run, ready_file):
+            supervisor.tell("READY=1", status(agent.watched.sentence()))
             _say(f"{run.device} answers at {run.inference_url}", sys.stderr)
             await told_to_stop.wait()
     finally:
+        supervisor.tell("STOPPING=1", status("finishes what is under way"))
+        watching.cancel()
         await agent.stop()
 
 
@@ -148,8 +172,21 @@ def _status(options: argparse.Namespace, settings: AgentSettings) -> int:
 
     status = asyncio.run(read_status(settings.data, load_identity(settings.data)))
     table = options.output == "table"
-    _say(as_table(status) if table else msgspec.json.format(msgspec.json.encode(status)).decode(), sys.stdout)
+    _say(as_table(status) if table else _as_json(status), sys.stdout)
     return 0
+
+
+def _doctor(options: argparse.Namespace, settings: AgentSettings) -> int:
+    from edge_agent.doctor import as_document, as_table, examine, worst
+
+    findings = asyncio.run(examine(settings))
+    table = options.output == "table"
+    _say(as_table(findings) if table else _as_json(as_document(findings)), sys.stdout)
+    return EXIT_FAILURE if worst(findings) == "problem" else 0
+
+
+def _as_json(document: object) -> str:
+    return msgspec.json.format(msgspec.json.encode(document)).decode()
 
 
 def _fail(error: FerryError, status: int) -> int:

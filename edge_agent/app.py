@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -30,14 +30,22 @@ from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import FILE_NAME, Journal
 from edge_agent.machine import boot_number, capabilities
 from edge_agent.slots import Slots
-from edge_agent.telemetry.metrics import ExportingRecorder
 from edge_agent.telemetry.recorder import Recorder
+from edge_agent.telemetry.spool import FILE_NAME as SPOOL_FILE
 from edge_agent.telemetry.spool import Spool
 from edge_agent.vitals import Vitals
+from edge_agent.watchdog import Pulse, Watched
 
-SPOOL_FILE = "telemetry.db"
+if TYPE_CHECKING:
+    from edge_agent.telemetry.metrics import ExportingRecorder
+
 EPOCH = "epoch"
 """The journal's name for the number of connections."""
+
+INFERENCE_STALL_S = 300.0
+"""No inference thread has finished anything for so long: hung. One request to a very large model may take minutes."""
+JOURNAL_STALL_S = 1800.0
+"""The journal has not been read for so long: hung. Its thread may have to wait for building files and a slow disk."""
 
 
 class Agent:
@@ -51,6 +59,7 @@ class Agent:
         self._running = contextlib.AsyncExitStack()
         self._conversation: Conversation | None = None
         self._standing: Callable[[], Standing] | None = None
+        self._watched: Watched | None = None
         self._connected = False
         self._server: ModelServer | None = None
         self.inference_url = ""
@@ -76,6 +85,13 @@ class Agent:
         """What `GET /status` on the inference API tells."""
         standing: dict[str, Any] = msgspec.to_builtins(self._standing()) if self._standing else {}
         return {"device": self._identity.device, "connected": self._connected, **standing}
+
+    @property
+    def watched(self) -> Watched:
+        """What tells that the started agent is healthy."""
+        if self._watched is None:
+            raise AssertionError("watched before it was started")
+        return self._watched
 
     async def _start(self, running: contextlib.AsyncExitStack) -> None:
         settings, identity, clock = self._settings, self._identity, self._clock
@@ -133,12 +149,33 @@ class Agent:
         )
         self._conversation.start()
         running.push_async_callback(self._conversation.stop)
+        self._watched = self._make_watched(server, journal, (executor, link, self._conversation))
 
-    def _observed(self, recorder: Recorder, running: contextlib.AsyncExitStack) -> Recorder | ExportingRecorder:
+    def _make_watched(
+        self, server: ModelServer, journal: Journal, loops: tuple[Executor, AgentLink, Conversation]
+    ) -> Watched:
+        inference = Pulse("inference threads", server.pulse, lambda: server.finished, INFERENCE_STALL_S)
+        reading = Pulse("journal", lambda: asyncio.to_thread(journal.number, EPOCH), lambda: 0, JOURNAL_STALL_S)
+        return Watched(
+            pulses=(inference, reading),
+            ended=lambda: [name for part in loops for name in part.ended],
+            sentence=self._sentence,
+        )
+
+    def _sentence(self) -> str:
+        """How the agent is, for people."""
+        running = self._standing().running if self._standing else {}
+        models = ", ".join(f"{model}@{version}" for model, version in sorted(running.items()))
+        line = "connected" if self._connected else "no connection to the broker"
+        return f"{self._identity.device} serves {models or 'no model yet'}; {line}"
+
+    def _observed(self, recorder: Recorder, running: contextlib.AsyncExitStack) -> "Recorder | ExportingRecorder":
         """The recorder, with an exporter in front of it if a collector is configured."""
         endpoint = otlp_endpoint(self._settings.otlp_endpoint)
         if not endpoint:
             return recorder
+        from edge_agent.telemetry.metrics import ExportingRecorder  # and with it OpenTelemetry's SDK
+
         exporting = ExportingRecorder(recorder, self._identity.device, endpoint)
         running.push_async_callback(asyncio.to_thread, exporting.close)
         return exporting

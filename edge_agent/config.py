@@ -1,6 +1,7 @@
 """The agent's settings; `common.settings` says how they are filled.
 
-The file is the one that `--config` or FERRY_AGENT_CONFIG names, else `agent.toml` in the data folder if there is one.
+The file is the one that `--config` or FERRY_AGENT_CONFIG names, else `agent.toml` in the data folder if there is one,
+else, for the system's own agent, the one in /etc/ferry-agent that the Debian package brings.
 What the device is (its id, its credentials, its controller) is no setting: see `edge_agent.identity`.
 """
 
@@ -19,13 +20,14 @@ ENV_PREFIX = "FERRY_AGENT_"
 CONFIG_VARIABLE = "FERRY_AGENT_CONFIG"
 CONFIG_FILE = "agent.toml"
 SYSTEM_DATA = Path("/var/lib/ferry-agent")
+SYSTEM_CONFIG = Path("/etc/ferry-agent") / CONFIG_FILE
 
 MIB = 1024 * 1024
 
 
 def default_data(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where an agent keeps its files unless told: the system's state folder for root, else the user's."""
-    if os.geteuid() == 0:
+    """Where an agent keeps its files unless told: the system's state folder for root and its owner, else the user's."""
+    if os.geteuid() == 0 or _owner(SYSTEM_DATA) == os.geteuid():
         return SYSTEM_DATA
     state = environment.get("XDG_STATE_HOME") or str(Path.home() / ".local/state")
     return Path(state) / "ferry-agent"
@@ -38,7 +40,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Path,
         Meta(
             description="Folder of everything the agent keeps: identity, models, journal, telemetry. One agent at a "
-            "time uses it. Default: `/var/lib/ferry-agent` for root, else `~/.local/state/ferry-agent`."
+            "time uses it. Default: `/var/lib/ferry-agent` for root and for the user who owns that, else "
+            "`~/.local/state/ferry-agent`."
         ),
     ] = msgspec.field(default_factory=default_data)
     inference_listen: Annotated[
@@ -171,5 +174,21 @@ def _config_path(flags: Mapping[str, str | None], environment: Mapping[str, str]
     if named := file or environment.get(CONFIG_VARIABLE, ""):
         return Path(named)
     data = flags.get("data") or environment.get(f"{ENV_PREFIX}DATA")
-    usual = (Path(data) if data else default_data(environment)) / CONFIG_FILE
-    return usual if usual.is_file() else None
+    folder = Path(data) if data else default_data(environment)
+    usual = [folder / CONFIG_FILE, *([SYSTEM_CONFIG] if folder == SYSTEM_DATA else [])]
+    return next((file for file in usual if _is_file(file)), None)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; in a folder that this user may not enter there is none for it."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return False
+
+
+def _owner(path: Path) -> int | None:
+    try:
+        return path.stat().st_uid
+    except OSError:
+        return None

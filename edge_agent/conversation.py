@@ -102,6 +102,11 @@ class Conversation:
         except FerryError as error:
             logger.warning("the last telemetry is lost: %s", error)
 
+    @property
+    def ended(self) -> tuple[str, ...]:
+        """The loops that have ended; there should be none until `stop`."""
+        return tuple(f"loop of {task.get_name()}" for task in self._tasks if task.done())
+
     def changed(self) -> None:
         """There is something new to report."""
         self._news.set()

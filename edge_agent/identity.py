@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from common.durable import PRIVATE_MODE, write_file
-from common.errors import IntegrityFailure, NotFound
+from common.errors import Forbidden, IntegrityFailure, NotFound
 from common.ids import DeviceId
 from common.trust import PublicKey
 from common.wire.messages import Seconds
@@ -52,13 +52,18 @@ def identity_path(data: Path) -> Path:
 
 
 def load_identity(data: Path) -> Identity:
-    """The identity in the data folder; `NotFound` before joining, `IntegrityFailure` when the file is damaged."""
+    """The identity in the data folder.
+
+    Raises `NotFound` before joining, `Forbidden` for a user who may not read it, `IntegrityFailure` when it is damaged.
+    """
     path = identity_path(data)
     rejoin = f"run `ferry-agent join JOIN_STRING --data {data}`"
     try:
         return msgspec.json.decode(path.read_bytes(), type=Identity)
     except FileNotFoundError as error:
         raise NotFound(f"this device has not joined a fleet: there is no {path}", fix=rejoin) from error
+    except PermissionError as error:
+        raise Forbidden(f"{path} is not yours to read", fix="use sudo, or another --data folder") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise IntegrityFailure(f"{path} is damaged: {error}", fix=f"{rejoin} --force") from error
 

@@ -18,11 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import uvloop
-
 from common.artifact.tensors import Array
 from common.errors import Conflict
 from common.ids import ModelName, Version
+from edge_agent import loops
 from edge_agent.app import Agent
 from edge_agent.config import AgentSettings, load_settings
 from edge_agent.identity import load_identity
@@ -135,7 +134,7 @@ class Device:
         try:
             identity = load_identity(self._settings.data)
             with sole_user(self._settings.data):
-                uvloop.run(self._serve(Agent(self._settings, identity), started))
+                loops.run(self._serve(Agent(self._settings, identity), started))
         except BaseException as error:
             if started.done():
                 raise

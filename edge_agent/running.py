@@ -39,6 +39,21 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float
 
 
+def become_owner(data: Path) -> None:
+    """As root, go on as the user who owns the data folder, so that no file in it becomes root's.
+
+    The service runs as a user of its own; `sudo ferry-agent join` must leave it files that it can read. Nothing happens
+    to anybody else, or while there is no folder.
+    """
+    if os.geteuid() != 0 or not data.is_dir():
+        return
+    owner = data.stat()
+    if owner.st_uid != 0:
+        os.setgroups([owner.st_gid])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
+
+
 @contextlib.contextmanager
 def sole_user(data: Path) -> Iterator[None]:
     """Hold the data folder (made if need be) for the block; `Conflict` while another program does."""

@@ -65,10 +65,12 @@ def as_table(status: Status) -> str:
         f"order       generation {status.generation}, {status.not_modified} polls without news",
         "",
     ]
+    if not status.models:
+        return "\n".join([*lines, "no models yet"])
     rows = [COLUMNS, *(_row(model) for model in status.models)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines) if status.models else "\n".join([*lines, "no models yet"])
+    return "\n".join(lines + [f"{model.model} waits: {model.detail}" for model in status.models if model.detail])
 
 
 def _agent_line(status: Status) -> str:

@@ -70,7 +70,7 @@ class Connection:
     `announced` tells whether the broker may have seen our CONNECT, and so may hold our will.
     """
 
-    def __init__(self, endpoint: Endpoint, will: Outgoing, on_message: OnMessage) -> None:
+    def __init__(self, endpoint: Endpoint, will: Outgoing | None, on_message: OnMessage) -> None:
         self._loop = asyncio.get_running_loop()
         self._endpoint = endpoint
         self._on_message = on_message
@@ -157,7 +157,7 @@ class Connection:
         if not self.lost.done():
             self.lost.set_result(None)
 
-    def _make_client(self, will: Outgoing) -> paho.Client:
+    def _make_client(self, will: Outgoing | None) -> paho.Client:
         endpoint = self._endpoint
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
@@ -168,7 +168,8 @@ class Connection:
         )
         client.connect_timeout = CONNECT_TIMEOUT_S
         client.username_pw_set(endpoint.username, endpoint.password)
-        client.will_set(will.topic, will.payload, will.qos, will.retain)
+        if will is not None:
+            client.will_set(will.topic, will.payload, will.qos, will.retain)
         if endpoint.tls is not None:
             client.tls_set_context(endpoint.tls)
         client.on_connect = self._connack

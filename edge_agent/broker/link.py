@@ -121,10 +121,16 @@ class AgentLink:
         """Whether the broker has our birth and we hear orders."""
         return self._connection is not None
 
+    @property
+    def ended(self) -> tuple[str, ...]:
+        """The loops that have ended; there should be none between `start` and `stop`."""
+        return tuple(f"loop of {task.get_name()}" for task in self._tasks if task.done())
+
     async def start(self) -> None:
         """Begin to connect, and go on for ever. Returns at once; `connected` becomes true when it is."""
         self._begin_epoch()
-        self._tasks = [asyncio.create_task(self._stay_connected()), asyncio.create_task(self._hand_over_orders())]
+        loops = (self._stay_connected, self._hand_over_orders)
+        self._tasks = [asyncio.create_task(loop(), name=f"link.{loop.__name__.strip('_')}") for loop in loops]
 
     async def stop(self) -> None:
         """Say that this device goes offline, if anybody listens, and hang up."""

@@ -108,6 +108,11 @@ class Executor:
             self._parts.changed()
             return True
 
+    @property
+    def ended(self) -> tuple[str, ...]:
+        """The lanes that take no events any more; there should be none until `stop`."""
+        return tuple(f"lane of {model}" for model, lane in self._lanes.items() if lane.ended)
+
     def nudge(self) -> None:
         """The network is back: updates that wait may try now."""
         for lane in self._lanes.values():

@@ -54,6 +54,11 @@ class Lane:
         """Take events from now on."""
         self._consumer = asyncio.create_task(self._consume(), name=f"lane-{self.state.model}")
 
+    @property
+    def ended(self) -> bool:
+        """Whether it takes no events (any more)."""
+        return self._consumer is None or self._consumer.done()
+
     async def stop(self) -> None:
         """Stop where it stands; the journal knows the rest."""
         if self._consumer is not None:

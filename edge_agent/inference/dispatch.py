@@ -5,8 +5,10 @@ wait in `Waiting` and are taken in batches. What a batch is, and what is done wi
 here knows about models.
 """
 
+import contextlib
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, InvalidStateError
 from typing import Final, NamedTuple, Protocol
 
 from common.clock import Clock
@@ -54,6 +56,7 @@ class Dispatcher:
         self._clock = clock
         self._run_s_max = run_s_max
         self._running: dict[int, _Running] = {}
+        self._pulses: list[Future[None]] = []
         self._ended = threading.Event()
         self._changed = threading.Condition()
         self._waiting = Waiting(limits)
@@ -97,6 +100,14 @@ class Dispatcher:
         for ticket in refused:
             self._owner.refuse(ticket, late=False)
 
+    def pulse(self) -> "Future[None]":
+        """Done when one of the threads has come back for work: they do not all hang."""
+        future: Future[None] = Future()
+        with self._changed:
+            self._pulses.append(future)
+            self._changed.notify()
+        return future
+
     def cancel(self, ticket: Ticket) -> bool:
         """Nobody waits for `ticket` any more: whether it will not run because of that."""
         with self._changed:
@@ -122,16 +133,24 @@ class Dispatcher:
     def _next(self) -> Taken | None:
         """What to do next, with a core for it; None when there is nothing more to do."""
         with self._changed:
+            self._answer_pulses()
             while not (len(self._waiting) and self._free):
                 if self._closed and not len(self._waiting):
                     return None
                 self._changed.wait()
+                self._answer_pulses()
             free = self._free
             taken = self._waiting.take(
                 self._clock.monotonic(), lambda first, rows: self._owner.rows_for(first, -(-rows // free))
             )
             self._begin(taken.batch)
             return taken
+
+    def _answer_pulses(self) -> None:
+        for pulse in self._pulses:
+            with contextlib.suppress(InvalidStateError):  # nobody waits for it any more
+                pulse.set_result(None)
+        self._pulses.clear()
 
     def _begin(self, batch: Sequence[Ticket]) -> None:
         self._free -= 1

@@ -55,6 +55,7 @@ class RequestFlow:
         self._arrived: list[Ticket] = []
         self._loop_thread = 0
         self.closed = False
+        self.finished = 0
 
     def refuse_new(self) -> None:
         """From now on `Unavailable`."""
@@ -124,6 +125,10 @@ class RequestFlow:
         future.add_done_callback(ended)
         self._dispatcher.submit([ticket])
         return future
+
+    def pulse(self) -> "Future[None]":
+        """Done when a thread has come back for work."""
+        return self._dispatcher.pulse()
 
     def rows_for(self, first: Ticket, waiting: int) -> int:
         """See `Owner.rows_for`."""

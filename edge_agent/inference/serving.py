@@ -104,6 +104,15 @@ class ModelServer:
         self._loading = asyncio.Lock()
 
     @property
+    def finished(self) -> int:
+        """A number that changes whenever a request has left its thread, however it went."""
+        return self._flow.finished
+
+    async def pulse(self) -> None:
+        """Return when an inference thread has come back for work."""
+        await asyncio.wrap_future(self._flow.pulse())
+
+    @property
     def platform(self) -> str:
         """The engine's name in model metadata."""
         return self._engine.platform

@@ -7,6 +7,7 @@ read is set aside and a new one begun, and where no file can be, it is kept in m
 to serve.
 """
 
+import contextlib
 import logging
 import sqlite3
 import threading
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+FILE_NAME = "telemetry.db"
+UNREADABLE_SUFFIX = ".unreadable"
 ROWS_MAX = 20_000
 BYTES_MAX = 8 * 1024 * 1024
 BUSY_TIMEOUT_S = 5.0
@@ -114,6 +117,14 @@ class Spool:
         return int(number)
 
 
+def counts(path: Path) -> tuple[int, int]:
+    """How many windows wait in the spool at `path`, and how many are lost, without changing it; `sqlite3.Error`."""
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)) as connection:
+        (waiting,) = connection.execute("select count(*) from windows").fetchone()
+        (lost,) = connection.execute("select value from counters where name = 'lost'").fetchone()
+    return int(waiting), int(lost)
+
+
 def _open(path: Path) -> sqlite3.Connection:
     try:
         return _prepared(path)
@@ -122,7 +133,7 @@ def _open(path: Path) -> sqlite3.Connection:
             logger.warning("telemetry is kept in memory: its file cannot be written", extra={"reason": str(error)})
             return _prepared(Path(":memory:"))
         logger.warning("the telemetry spool cannot be read; a new one is begun", extra={"path": str(path)})
-        durable.move(path, path.with_name(f"{path.name}.unreadable"))
+        durable.move(path, path.with_name(path.name + UNREADABLE_SUFFIX))
         for suffix in ("-wal", "-shm"):
             durable.remove(path.with_name(path.name + suffix))
         return _prepared(path)

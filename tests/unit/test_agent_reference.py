@@ -8,7 +8,6 @@ import pytest
 
 from common.settings import Setting
 from edge_agent.__main__ import make_parser
-from edge_agent.app import SPOOL_FILE
 from edge_agent.config import CONFIG_FILE, AgentSettings, all_settings
 from edge_agent.enrol import PENDING_FILE
 from edge_agent.identity import FILE_NAME as IDENTITY_FILE
@@ -16,6 +15,7 @@ from edge_agent.journal import FILE_NAME as JOURNAL_FILE
 from edge_agent.running import LOCK_FILE, RUN_FILE
 from edge_agent.slots import MADE_SUFFIX, NEW_SUFFIX, OLD_SUFFIX, PART_SUFFIX
 from edge_agent.status import Status
+from edge_agent.telemetry.spool import FILE_NAME as SPOOL_FILE
 from edge_agent.update import MANIFEST_FILE
 
 PAGE = (Path(__file__).parent.parent.parent / "docs/reference/agent.md").read_text()
