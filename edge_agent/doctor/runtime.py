@@ -10,6 +10,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from common.durable import write_file
+
 DOUBLER = bytes.fromhex(
     "08083a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020802620f0a0179120a0a08080112040a0208"
     "0242040a001011"
@@ -25,7 +27,7 @@ def main() -> None:
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "doubler.onnx"
-        path.write_bytes(DOUBLER)
+        write_file(path, DOUBLER)
         session = OrtEngine().load(path)
         answer = session.run({"x": np.array([1, 2], np.float32)}, ["y"])["y"]
     if answer.tolist() != [2.0, 4.0]:

@@ -13,6 +13,7 @@ from typing import Final
 
 import uvicorn
 
+from common import durable
 from common.errors import Unavailable
 from edge_agent.inference.asgi import Application
 
@@ -54,7 +55,7 @@ class Listener:
         self._server.should_exit = True
         await self._serving
         if self._path:
-            self._path.unlink(missing_ok=True)
+            durable.remove(self._path)
 
 
 async def listen(application: Application, host: str, port: int, path: Path | None = None) -> Listener:
@@ -98,7 +99,7 @@ def _unix(path: Path) -> socket.socket:
     """A socket at `path`; one that an agent left behind when it was killed is replaced."""
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISSOCK(path.stat().st_mode):
-            path.unlink()
+            durable.remove(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(str(path))
