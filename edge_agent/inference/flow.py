@@ -166,10 +166,15 @@ class RequestFlow:
         batching = requests[0].chosen.first.batching
         answers = self._answering.together(requests) if len(requests) > 1 and batching.proven else None
         if answers is None:
-            answers = [self._answering.alone(request) for request in requests]
+            answers = [self._alone(request) for request in requests]
         self._deliver(answers)
         if len(requests) > 1 and not batching.proven:
             self._answering.try_together(requests, answers)
+
+    def _alone(self, request: Request) -> Answer:
+        answer = self._answering.alone(request)
+        self.finished += 1  # threads may overwrite each other's, and it still changes
+        return answer
 
     def _request(
         self,
