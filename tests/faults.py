@@ -5,6 +5,7 @@ async with FaultProxy(server_port) as proxy:
     proxy.cut()                     # reset every connection now
     proxy.refuse = True             # reset every new connection
     proxy.stall = True              # take bytes, pass none on, in both directions (a half-open line)
+    proxy.stall_after = 10_000      # do that of its own accord once it has brought so many bytes to clients
     proxy.truncate_after = 10_000   # reset each new connection once it has brought so many bytes to the client
     proxy.delay_s = 0.05            # hold each piece back that long, in both directions
 """
@@ -29,6 +30,7 @@ class FaultProxy:
         self.refuse = False
         self.delay_s = 0.0
         self.truncate_after: int | None = None
+        self.stall_after: int | None = None
         self.connections = 0
         """Accepted so far, refused ones included."""
         self.bytes_to_client = 0
@@ -99,6 +101,8 @@ class FaultProxy:
                 writer.write(piece)
                 await writer.drain()
                 self.bytes_to_client += len(piece) if to_client else 0
+                if self.stall_after is not None and self.bytes_to_client >= self.stall_after:
+                    self.stall = True
                 if left is not None:
                     left -= len(piece)
                     if left <= 0:

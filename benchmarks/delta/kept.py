@@ -1,8 +1,8 @@
 """What a run has measured, kept for the run that goes on after it.
 
 A figure holds for the two files of its pair, the tool, and the code that drives it: a digest of all that is its key.
-Ours also hold for the codec alone; the one peer whose speed is compared with ours is measured again whenever ours is,
-so that both figures of a ratio are of one run.
+Ours hold only while the codec stays as it is, too. The one peer whose speed is compared with ours is measured again
+whenever ours is, so that both figures of a ratio are of one run.
 """
 
 import os

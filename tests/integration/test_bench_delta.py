@@ -13,8 +13,6 @@ from benchmarks.delta import bounds, goals, page, tensors
 from benchmarks.delta.figures import BSDIFF4, OURS, XDELTA3, ZSTD_PATCH, Cost, Outcome, PairFigures
 from benchmarks.delta.tensors import Tensor
 
-RNG = np.random.default_rng(5)
-
 
 def _tensor(values: NDArray[np.generic], dtype: str = "F32") -> Tensor:
     return Tensor(dtype, values.shape, values.tobytes())
@@ -25,7 +23,7 @@ def _bound_bytes(old: Tensor, new: Tensor) -> float:
 
 
 def test_an_unchanged_tensor_costs_nothing() -> None:
-    weights = _tensor(RNG.standard_normal(1000).astype(np.float32))
+    weights = _tensor(np.random.default_rng(5).standard_normal(1000).astype(np.float32))
     assert bounds.bound({"w": weights}, {"w": weights}) == (0.0, 0)
 
 
@@ -54,7 +52,7 @@ def test_integers_differ_modulo_their_width() -> None:
 
 def test_noise_that_never_repeats_costs_about_its_bits() -> None:
     old = np.zeros(20_000, np.int32)
-    new = RNG.integers(0, 1 << 20, 20_000, np.int32)
+    new = np.random.default_rng(5).integers(0, 1 << 20, 20_000, np.int32)
     assert _bound_bytes(_tensor(old, "I32"), _tensor(new, "I32")) == pytest.approx(20_000 * 20 / 8, rel=0.01)
 
 

@@ -114,13 +114,9 @@ async def test_a_line_that_went_dead_is_given_up_and_resumed(
 ) -> None:
     ref, destination = server.add(DATA), tmp_path / "model"
     async with FaultProxy(server.port) as proxy:
-        stalled = fetcher(session, proxy.port, idle_s=0.2)
-
-        def stall(_done: int, _total: int) -> None:
-            proxy.stall = True
-
+        proxy.stall_after = len(DATA) // 2
         with pytest.raises(Unavailable, match="stopped sending"):
-            await stalled.fetch(ref, destination, stall)
+            await fetcher(session, proxy.port, idle_s=0.2).fetch(ref, destination)
     transfer = await fetcher(session, server.port).fetch(ref, destination)
 
     assert transfer.resumed_bytes > 0
