@@ -75,6 +75,12 @@ def scratch_file(path: Path) -> Iterator[BinaryIO]:
         path.unlink(missing_ok=True)
 
 
+def flush_file(path: Path) -> None:
+    """Bring to the disk what somebody else (a library) has written into the file at `path`."""
+    with explaining_full_disk(path), path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 class GrowingFile:
     """A private file that only grows at its end, made if need be; what is written is on the disk after `sync`.
 

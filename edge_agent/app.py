@@ -25,11 +25,12 @@ from edge_agent.fetch.session import tls_context
 from edge_agent.identity import Identity
 from edge_agent.inference.http import inference_app
 from edge_agent.inference.listening import listen
+from edge_agent.inference.optimised import OptimisedModels
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import FILE_NAME, Journal
 from edge_agent.machine import boot_number, capabilities
-from edge_agent.slots import Slots
+from edge_agent.slots import Slots, free_bytes
 from edge_agent.telemetry.recorder import Recorder
 from edge_agent.telemetry.spool import FILE_NAME as SPOOL_FILE
 from edge_agent.telemetry.spool import Spool
@@ -100,8 +101,9 @@ class Agent:
         spool = Spool(settings.data / SPOOL_FILE, bytes_max=settings.telemetry_bytes_max)
         running.callback(spool.close)
         recorder = Recorder(clock.now())
+        engine = OrtEngine()
         server = self._server = ModelServer(
-            OrtEngine(), self._observed(recorder, running), clock, run_s_max=settings.inference_s_max
+            engine, self._observed(recorder, running), clock, run_s_max=settings.inference_s_max
         )
         running.push_async_callback(server.close)
         session = await running.enter_async_context(open_session(identity.device_token, settings.ca_file))
@@ -119,6 +121,7 @@ class Agent:
                 scrub_interval_s=settings.scrub_interval_s, scrub_bytes_per_s=settings.scrub_bytes_per_s
             ),
             boot=boot_number(),
+            optimised=self._optimised(engine),
         )
         executor = Executor(parts, identity.device)
         self._standing = executor.standing
@@ -150,6 +153,18 @@ class Agent:
         self._conversation.start()
         running.push_async_callback(self._conversation.stop)
         self._watched = self._make_watched(server, journal, (executor, link, self._conversation))
+
+    def _optimised(self, engine: OrtEngine) -> OptimisedModels | None:
+        settings = self._settings
+        if not settings.optimised_bytes_max:
+            return None
+        return OptimisedModels(
+            settings.data / "optimised",
+            engine,
+            bytes_max=settings.optimised_bytes_max,
+            reserve_bytes=settings.disk_reserve_bytes,
+            free=free_bytes,
+        )
 
     def _make_watched(
         self, server: ModelServer, journal: Journal, loops: tuple[Executor, AgentLink, Conversation]

@@ -111,6 +111,14 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     disk_reserve_bytes: Annotated[
         int, Meta(ge=0, description="Room on the disk that an update leaves free, in bytes.")
     ] = 16 * MIB
+    optimised_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Most disk for optimised models, in bytes: what the engine makes of a model's graph is kept, "
+            "so that the next load takes less time and memory. 0: every load is a plain one.",
+        ),
+    ] = 512 * MIB
     scrub_interval_s: Annotated[
         float,
         Meta(

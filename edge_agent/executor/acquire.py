@@ -112,6 +112,9 @@ class Acquisition:
             for file, source in zip(self.target.files, plan.sources, strict=True):
                 await self._fetch_file(state, file, source, spending)
         except StorageFull as error:
+            cache = self._parts.optimised
+            if cache and await asyncio.to_thread(cache.clear):
+                raise  # and the next try finds the room
             previous = state.previous
             if previous is None or filling.needs(plan.sources, self.target, state.installed, previous):
                 raise

@@ -205,6 +205,8 @@ class Executor:
         downloads = {name for state in states for name in wanted_downloads(state)}
         try:
             self._parts.slots.sweep(named, downloads, flushed_only=flushed_only)
+            if self._parts.optimised:
+                self._parts.optimised.sweep([state.model for state in states])
         except (FerryError, OSError) as error:  # what is left over waits for the next start; serving does not
             logger.warning("could not clear the data folder: %s", error)
 

@@ -253,6 +253,9 @@ class Lane:
         wanted = wanted_downloads(state)
         dropped, self._downloads = self._downloads - wanted, set(wanted)
         await asyncio.to_thread(self._parts.slots.tidy, state.model, keep, dropped)
+        if self._parts.optimised:
+            served = [release.identity for release in (state.installed, state.candidate) if release is not None]
+            await asyncio.to_thread(self._parts.optimised.tidy, state.model, served)
 
     async def _begin(self, name: str, work: Work) -> None:
         await self._cancel()

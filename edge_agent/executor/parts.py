@@ -10,6 +10,7 @@ from common.backoff import Backoff
 from common.clock import Clock
 from common.trust import PublicKey
 from edge_agent.fetch import Fetching
+from edge_agent.inference.optimised import OptimisedModels
 from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import Journal
 from edge_agent.slots import Slots
@@ -32,7 +33,7 @@ class UpdateLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 class Parts(NamedTuple):
     """The agent's parts that an update needs. `changed` is called after every change that is worth a report; `boot` is
-    the machine's run (see `Journal.begin_run`).
+    the machine's run (see `Journal.begin_run`); without `optimised` every load is a plain one.
     """
 
     journal: Journal
@@ -45,3 +46,4 @@ class Parts(NamedTuple):
     changed: Callable[[], None]
     limits: UpdateLimits = UpdateLimits()
     boot: int = 0
+    optimised: OptimisedModels | None = None

@@ -11,7 +11,7 @@ from edge_agent.executor.acquire import interrupted
 from edge_agent.executor.parts import Parts
 from edge_agent.inference.health import Health, Verdict, judge
 from edge_agent.inference.selftest import SamplesFile
-from edge_agent.inference.serving import Candidate
+from edge_agent.inference.serving import Candidate, Load
 from edge_agent.inference.trial import ModelRejected
 from edge_agent.update import Installed
 from edge_agent.update import events as ev
@@ -34,7 +34,13 @@ async def load(parts: Parts, model: ModelName, release: Installed) -> Candidate 
         return None
     path = parts.slots.path(model, release.slot, release.onnx_file)
     candidate = await parts.server.prepare(
-        model, release.version, path, release.inputs, release.outputs, samples=_samples(parts, model, release)
+        model,
+        release.version,
+        path,
+        release.inputs,
+        release.outputs,
+        samples=_samples(parts, model, release),
+        load=_optimised(parts, model, release),
     )
     if tested := candidate.tested:
         extra = {"model": model, "version": release.version, "samples": tested.samples, "latency_s": tested.latency_s}
@@ -81,6 +87,11 @@ async def warm(parts: Parts, model: ModelName, release: Installed) -> Candidate 
         await parts.server.discard(candidate)
         return ev.TooSlow(at=parts.clock.now(), detail=candidate.tested.slowness)
     return candidate
+
+
+def _optimised(parts: Parts, model: ModelName, release: Installed) -> Load | None:
+    cache = parts.optimised
+    return (lambda path: cache.load(model, path, release.identity)) if cache else None
 
 
 def _samples(parts: Parts, model: ModelName, release: Installed) -> SamplesFile | None:

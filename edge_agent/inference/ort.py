@@ -13,6 +13,7 @@ they are told not to before they are loaded. What a device runs is nobody's busi
 """
 
 import os
+import platform
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,11 @@ from edge_agent.inference.engine import EngineFailure
 
 ARENA_KEEP_INPUT_BYTES = 256 * 1024
 """Requests with larger inputs give their scratch memory back when they are done."""
+
+THREADS = 1
+WEIGHTS_SUFFIX = ".data"
+CPUINFO = Path("/proc/cpuinfo")
+_CONFIG = {"session.intra_op.allow_spinning": "0"}
 
 LOG_NOTHING = 4
 """Severity "fatal": what the runtime would print is in the exception too."""
@@ -60,11 +66,27 @@ class OrtEngine:
         """See `Engine.load`."""
         if not path.is_file():
             raise NotFound(f"no model file at {path}")
-        try:
-            session = onnxruntime.InferenceSession(str(path), _options(), providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime's errors have no common base class
-            raise _named(error, f"cannot load {path.name}") from error
-        return OrtSession(session)
+        return _open(path, _options())
+
+    @property
+    def setup(self) -> str:
+        """All that an optimised graph depends on besides the model: runtime, options, processor."""
+        made = (onnxruntime.__version__, onnxruntime.get_build_info(), platform.machine(), _processor())
+        return "\n".join((*made, *(f"{key}={value}" for key, value in sorted(_CONFIG.items())), f"threads={THREADS}"))
+
+    def optimise(self, path: Path, target: Path) -> "OrtSession":
+        """`load`, and write the optimised graph to `target`, its weights beside it; see `Optimiser.optimise`."""
+        options = _options()
+        options.optimized_model_filepath = str(target)
+        weights = target.name + WEIGHTS_SUFFIX
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)
+        return _open(path, options)
+
+    def load_optimised(self, path: Path) -> "OrtSession":
+        """A session for what `optimise` wrote; its weights are mapped, not read."""
+        options = _options()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return _open(path, options)
 
 
 class OrtSession:
@@ -102,11 +124,29 @@ class OrtSession:
         del self._session
 
 
+def _open(path: Path, options: onnxruntime.SessionOptions) -> OrtSession:
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's errors have no common base class
+        raise _named(error, f"cannot load {path.name}") from error
+    return OrtSession(session)
+
+
+def _processor() -> str:
+    """The first processor's features, as Linux tells them; empty where it does not."""
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+
+
 def _options() -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.intra_op_num_threads = THREADS
+    options.inter_op_num_threads = THREADS
+    for key, value in _CONFIG.items():
+        options.add_session_config_entry(key, value)
     options.log_severity_level = LOG_NOTHING
     return options
 

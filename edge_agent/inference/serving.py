@@ -21,7 +21,7 @@ as there are cores, behind a bounded queue (`edge_agent.inference.flow`). The se
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
@@ -52,6 +52,10 @@ QUEUE_REQUESTS_MAX = 256
 
 RUN_S_MAX = 60.0
 """The engine is stopped when it takes longer for a request: a model may loop for ever on one input."""
+
+
+Load = Callable[[Path], Session]
+"""Makes a session of a model file, as `Engine.load` does."""
 
 
 class Candidate(NamedTuple):
@@ -178,17 +182,18 @@ class ModelServer:
         outputs: tuple[TensorSpec, ...],
         *,
         samples: SamplesFile | None = None,
+        load: Load | None = None,
     ) -> Candidate:
-        """Load the model file at `path`, check it against the manifest's `inputs` and `outputs`, warm it up, and let it
-        answer its `samples`.
+        """Load the model file at `path` (with `load`, or else as the engine does), check it against the manifest's
+        `inputs` and `outputs`, warm it up, and let it answer its `samples`.
 
         One load at a time, at the lowest priority; only the time that samples take is measured at that of requests.
         Raises `ModelRejected` (`SelfTestFailed` for wrong answers) when the release is at fault; `NotFound` (no file)
         and `Unavailable` (no memory) say nothing about it.
         """
 
-        def load() -> tuple[Session, tuple[Sample, ...]]:
-            session = self._engine.load(path)
+        def loaded() -> tuple[Session, tuple[Sample, ...]]:
+            session = (load or self._engine.load)(path)
             with _closed_on_failure(session):
                 check(session, inputs, outputs)
                 return session, check_answers(session, samples, inputs, outputs) if samples else ()
@@ -199,7 +204,7 @@ class ModelServer:
 
         async with self._loading:
             try:
-                session, answered = await run_niced(load, f"load-{model}@{version}")
+                session, answered = await run_niced(loaded, f"load-{model}@{version}")
             except EngineFailure as error:
                 raise ModelRejected(error.message) from error
             tested = await asyncio.to_thread(timed, session, answered, samples.terms) if samples else None

@@ -68,6 +68,11 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
         """The ONNX file."""
         return self.files[self.onnx_file]
 
+    @property
+    def identity(self) -> Digest:
+        """One name for all of its bytes, whatever the release is called."""
+        return _identity(self.files)
+
     def name_of(self, digest: Digest) -> str | None:
         """The name of the file with that digest; None when there is none."""
         return next((name for name, ref in self.files.items() if ref.digest == digest), None)
@@ -182,5 +187,9 @@ def files_of(target: DesiredModel) -> dict[str, ArtifactRef]:
 
 def fingerprint(target: DesiredModel) -> Digest:
     """One name for all bytes that `target` asks for, whatever the release is called."""
-    lines = sorted(f"{file.artifact.digest} {file.name}" for file in target.files)
+    return _identity(files_of(target))
+
+
+def _identity(files: Mapping[str, ArtifactRef]) -> Digest:
+    lines = sorted(f"{ref.digest} {name}" for name, ref in files.items())
     return digest_of("\n".join(lines).encode())

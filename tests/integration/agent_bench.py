@@ -14,6 +14,7 @@ from common.wire import ReportedModel, UpdateReport
 from edge_agent.executor import Executor, Parts, UpdateLimits
 from edge_agent.fetch import FetchLimits, make_fetcher, open_session
 from edge_agent.inference.engine import Engine
+from edge_agent.inference.optimised import OptimisedModels
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import Journal
@@ -36,6 +37,7 @@ class Device:
         engine: Engine | None = None,
         stopwatch: Clock | None = None,
         clock: Clock | None = None,
+        optimised: OptimisedModels | None = None,
     ) -> None:
         self.journal = Journal(folder / "journal.db")
         self.slots = Slots(folder, free=lambda _: free())
@@ -52,6 +54,7 @@ class Device:
                 chance=random.Random(1),
                 keys=desk.keys,
                 changed=lambda: None,
+                optimised=optimised,
                 limits=UpdateLimits(health_s=0.05, backoff=Backoff(base_s=0.05, cap_s=0.1)),
             ),
             DEVICE,
@@ -101,9 +104,10 @@ async def device_at(
     engine: Engine | None = None,
     stopwatch: Clock | None = None,
     clock: Clock | None = None,
+    optimised: OptimisedModels | None = None,
 ) -> AsyncIterator[Device]:
     """A device that runs for the block. `engine` and `stopwatch` are the model server's; by default the real ones."""
-    device = Device(folder, desk, free, engine, stopwatch, clock)
+    device = Device(folder, desk, free, engine, stopwatch, clock, optimised)
     await device.executor.start()
     try:
         yield device
