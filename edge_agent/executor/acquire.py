@@ -112,8 +112,7 @@ class Acquisition:
             for file, source in zip(self.target.files, plan.sources, strict=True):
                 await self._fetch_file(state, file, source, spending)
         except StorageFull as error:
-            cache = self._parts.optimised
-            if cache and await asyncio.to_thread(cache.clear):
+            if await asyncio.to_thread(self._clear_cache):
                 raise  # and the next try finds the room
             previous = state.previous
             if previous is None or filling.needs(plan.sources, self.target, state.installed, previous):
@@ -167,6 +166,9 @@ class Acquisition:
         # The plan fits; but a download that turns out damaged is begun again, and that may not fit.
         transfer = await self._parts.fetcher.fetch(ref, destination, spending.meter(name), ranges, spending.left)
         spending.finished(name, transfer)
+
+    def _clear_cache(self) -> bool:
+        return self._parts.optimised is not None and self._parts.optimised.clear()
 
     def _here(self) -> dict[Digest, int]:
         """In a thread: how much of each download is on the disk."""

@@ -46,6 +46,7 @@ from edge_agent.inference.requests import Inference
 from edge_agent.inference.scheduling import PRIORITY_DEFAULT, WaitingLimits
 from edge_agent.inference.selftest import SamplesFile, Tested, check_answers, measure
 from edge_agent.inference.trial import ModelRejected, check, probe
+from edge_agent.inference.warming import warm
 
 QUEUE_REQUESTS_MAX = 256
 """Requests that may wait for a core; one more is refused at once."""
@@ -185,18 +186,23 @@ class ModelServer:
         load: Load | None = None,
     ) -> Candidate:
         """Load the model file at `path` (with `load`, or else as the engine does), check it against the manifest's
-        `inputs` and `outputs`, warm it up, and let it answer its `samples`.
+        `inputs` and `outputs`, let it answer its `samples`, and warm it up on the sizes that are in use.
 
         One load at a time, at the lowest priority; only the time that samples take is measured at that of requests.
         Raises `ModelRejected` (`SelfTestFailed` for wrong answers) when the release is at fault; `NotFound` (no file)
         and `Unavailable` (no memory) say nothing about it.
         """
 
+        before = self._placements.get(model)
+        runs = before.current.statistics().runs if before else ()
+
         def loaded() -> tuple[Session, tuple[Sample, ...]]:
             session = (load or self._engine.load)(path)
             with _closed_on_failure(session):
                 check(session, inputs, outputs)
-                return session, check_answers(session, samples, inputs, outputs) if samples else ()
+                answered = check_answers(session, samples, inputs, outputs) if samples else ()
+                warm(session, inputs, outputs, runs)
+                return session, answered
 
         def timed(session: Session, answered: tuple[Sample, ...], terms: SelfTest) -> Tested:
             with _closed_on_failure(session):
