@@ -25,11 +25,13 @@ from edge_agent.fetch.session import tls_context
 from edge_agent.identity import Identity
 from edge_agent.inference.http import inference_app
 from edge_agent.inference.listening import listen
+from edge_agent.inference.memory import Memory
 from edge_agent.inference.optimised import OptimisedModels
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import FILE_NAME, Journal
 from edge_agent.machine import boot_number, capabilities
+from edge_agent.meminfo import available_bytes, used_bytes
 from edge_agent.slots import Slots, free_bytes
 from edge_agent.telemetry.recorder import Recorder
 from edge_agent.telemetry.spool import FILE_NAME as SPOOL_FILE
@@ -118,10 +120,13 @@ class Agent:
             keys=identity.signing_keys,
             changed=self._changed,
             limits=UpdateLimits(
-                scrub_interval_s=settings.scrub_interval_s, scrub_bytes_per_s=settings.scrub_bytes_per_s
+                scrub_interval_s=settings.scrub_interval_s,
+                scrub_bytes_per_s=settings.scrub_bytes_per_s,
+                models_max=settings.models_max,
             ),
             boot=boot_number(),
             optimised=self._optimised(engine),
+            memory=Memory(available_bytes, used_bytes, reserve_bytes=settings.memory_reserve_bytes),
         )
         executor = Executor(parts, identity.device)
         self._standing = executor.standing

@@ -119,6 +119,17 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "so that the next load takes less time and memory. 0: every load is a plain one.",
         ),
     ] = 512 * MIB
+    memory_reserve_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Memory that loading a release leaves to other programs, in bytes. When a new release does not "
+            "fit beside the one that serves, that one is stopped first; requests get 503 until the new one answers.",
+        ),
+    ] = 64 * MIB
+    models_max: Annotated[
+        int, Meta(ge=0, description="Most models served at one time; one more waits. 0: as many as memory holds.")
+    ] = 0
     scrub_interval_s: Annotated[
         float,
         Meta(

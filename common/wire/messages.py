@@ -42,7 +42,7 @@ Of the files of one release the costliest says it, in this order.
 
 Transport = Literal["none", "mqtt", "http"]
 
-UpdatePhase = Literal["idle", "fetching", "verifying", "warming", "probation", "failed"]
+UpdatePhase = Literal["idle", "fetching", "verifying", "warming", "replacing", "probation", "failed"]
 """Where a model stands on the device; `failed` lasts until a newer order."""
 
 Outcome = Literal["succeeded", "failed", "rolled_back", "rejected"]

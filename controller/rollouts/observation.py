@@ -17,7 +17,7 @@ from controller.rollouts.lifecycle import moved
 from controller.rollouts.model import Execution, ExecutionState
 from controller.rollouts.transitions import ExecutionEvent
 
-BUSY_PHASES = frozenset({"fetching", "verifying", "warming", "probation"})
+BUSY_PHASES = frozenset({"fetching", "verifying", "warming", "replacing", "probation"})
 REASON_SILENT = "silent"
 
 

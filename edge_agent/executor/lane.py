@@ -112,7 +112,7 @@ class Lane:
 
         After a restart in the first release's probation there is nothing older that could answer meanwhile.
         """
-        loading = {Stage.WARMING, Stage.SWITCHING}
+        loading = {Stage.WARMING, Stage.REPLACING, Stage.SWITCHING}
         while self.state.stage in loading and not (self.state.installed or self.state.trouble or self._stuck):
             self._moved.clear()
             await self._moved.wait()
@@ -184,8 +184,10 @@ class Lane:
                 await self._handle(self._switch())
             case ev.Commit():
                 await server.commit(model)
+            case ev.StopServing():
+                await server.stop_for_next(model)
             case ev.Revert():
-                await server.revert(model)
+                await self._revert()
             case ev.Retire():
                 await server.retire(model)
             case ev.Tidy():
@@ -223,8 +225,15 @@ class Lane:
         if trouble is not None:
             self.feed(trouble)
 
+    async def _revert(self) -> None:
+        """What stood behind the candidate answers again; if memory did not hold it, it is loaded."""
+        server, model = self._parts.server, self.state.model
+        await server.revert(model)
+        if self.state.installed and not any(served.model == model for served in server.models()):
+            await self._serve(self.state.installed)
+
     async def _warm(self, release: Installed) -> ev.Event:
-        found = await trial.warm(self._parts, self.state.model, release)
+        found = await trial.warm(self._parts, self.state.model, release, self.state.installed)
         if isinstance(found, ev.Event):
             return found
         self._candidate = found

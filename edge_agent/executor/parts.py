@@ -10,6 +10,7 @@ from common.backoff import Backoff
 from common.clock import Clock
 from common.trust import PublicKey
 from edge_agent.fetch import Fetching
+from edge_agent.inference.memory import Memory
 from edge_agent.inference.optimised import OptimisedModels
 from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import Journal
@@ -25,6 +26,8 @@ class UpdateLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Requests of our own to a candidate that got too few others; enough for a verdict."""
     backoff: Backoff = Backoff(base_s=1.0, cap_s=60.0)
     """Between tries of an update that was interrupted."""
+    models_max: int = 0
+    """Models that are served at one time; 0: as many as memory holds."""
     scrub_interval_s: float = 86_400.0
     """How often the files in the slots are read again; 0: never."""
     scrub_bytes_per_s: int = 4 * 1024 * 1024
@@ -33,7 +36,8 @@ class UpdateLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 class Parts(NamedTuple):
     """The agent's parts that an update needs. `changed` is called after every change that is worth a report; `boot` is
-    the machine's run (see `Journal.begin_run`); without `optimised` every load is a plain one.
+    the machine's run (see `Journal.begin_run`); without `optimised` every load is a plain one, without `memory`
+    none is refused.
     """
 
     journal: Journal
@@ -47,3 +51,4 @@ class Parts(NamedTuple):
     limits: UpdateLimits = UpdateLimits()
     boot: int = 0
     optimised: OptimisedModels | None = None
+    memory: Memory | None = None

@@ -10,6 +10,7 @@ from common.ids import ModelName
 from edge_agent.executor.acquire import interrupted
 from edge_agent.executor.parts import Parts
 from edge_agent.inference.health import Health, Verdict, judge
+from edge_agent.inference.memory import NoMemory, Room
 from edge_agent.inference.selftest import SamplesFile
 from edge_agent.inference.serving import Candidate, Load
 from edge_agent.inference.trial import ModelRejected
@@ -29,6 +30,22 @@ _VERDICTS: dict[Verdict, ev.Verdict] = {
 
 
 async def load(parts: Parts, model: ModelName, release: Installed) -> Candidate | None:
+    """The release in its slot, loaded, warm and tested; None when the slot does not hold it (any more)."""
+    size = size_of(release)
+    before = parts.memory.used() if parts.memory else None
+    candidate = await _load(parts, model, release)
+    if candidate and parts.memory:
+        parts.memory.learn(model, size, before)
+    return candidate
+
+
+def size_of(release: Installed) -> int:
+    """Bytes of its files, its samples aside: they are read and let go."""
+    samples = release.self_test.samples if release.self_test else None
+    return sum(ref.size for name, ref in release.files.items() if name != samples)
+
+
+async def _load(parts: Parts, model: ModelName, release: Installed) -> Candidate | None:
     """The release in its slot, loaded, warm and tested; None when the slot does not hold it (any more)."""
     if not await asyncio.to_thread(parts.slots.verify, model, release.slot, release.files, release.manifest):
         return None
@@ -73,8 +90,32 @@ async def serve(parts: Parts, model: ModelName, release: Installed) -> ev.Event 
     return ev.Unservable(at=parts.clock.now(), code=trouble.code, detail=str(trouble))
 
 
-async def warm(parts: Parts, model: ModelName, release: Installed) -> Candidate | ev.Event:
-    """The candidate, ready to be switched to, or the event that says why not."""
+def room(parts: Parts, model: ModelName, release: Installed, installed: Installed | None) -> ev.Event | None:
+    """The event that says why `release` cannot be loaded now; None when it can. What serves now is `installed`."""
+    serving = any(served.model == model for served in parts.server.models())
+    others = {served.model for served in parts.server.models()} - {model}
+    if parts.limits.models_max and len(others) >= parts.limits.models_max:
+        detail = f"{len(others)} models are served and models_max is {parts.limits.models_max}"
+        return ev.Interrupted(at=parts.clock.now(), code="no_room_for_model", detail=detail)
+    if parts.memory is None:
+        return None
+    size = size_of(release)
+    held = size_of(installed) if serving and installed else 0
+    found = parts.memory.room(model, size, serving=held)
+    if found is Room.BESIDE:
+        return None
+    detail = parts.memory.in_words(model, size)
+    if found is Room.INSTEAD:
+        return ev.NoRoomBeside(at=parts.clock.now(), detail=f"replacing what serves: {detail}")
+    return ev.Interrupted(at=parts.clock.now(), code=NoMemory.code, detail=detail)
+
+
+async def warm(
+    parts: Parts, model: ModelName, release: Installed, installed: Installed | None = None
+) -> Candidate | ev.Event:
+    """The candidate, ready to be switched to, or the event that says why not. What serves now is `installed`."""
+    if no_room := room(parts, model, release, installed):
+        return no_room
     try:
         candidate = await load(parts, model, release)
     except ModelRejected as error:

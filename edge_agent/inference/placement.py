@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from common.errors import NotFound
+from common.errors import NotFound, Unavailable
 from common.ids import ModelName, Version
 from edge_agent.inference.loaded import Loaded
 
@@ -33,12 +33,25 @@ class Chosen(NamedTuple):
             self.second.unpin()
 
 
+class BeingReplaced(Unavailable):
+    """Nothing answers for this model for a moment: one release has left the memory, the next is being loaded."""
+
+    code = "being_replaced"
+
+
 class Placements(dict[ModelName, Placement]):
-    """The placement of each model that is served."""
+    """The placement of each model that is served, and the `stopped` ones whose next release is being loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stopped: set[ModelName] = set()
 
     def of(self, model: ModelName) -> Placement:
-        """The model's placement, or `NotFound`."""
+        """The model's placement, or `NotFound` or `BeingReplaced`."""
         placement = self.get(model)
+        if placement is None and model in self.stopped:
+            fix = "try again a little later"
+            raise BeingReplaced(f"{model} is being replaced by another release, which is loaded now", fix=fix)
         if placement is None:
             served = ", ".join(sorted(self)) or "none yet"
             raise NotFound(f"model {model!r} is not served here", field="model", fix=f"models here: {served}")

@@ -143,8 +143,9 @@ class ModelServer:
         be. `outputs` picks some outputs by name; None means all. `priority` is 1 (first) to 9; a request that could not
         be started within `timeout_s` never is.
 
-        Raises `NotFound` (model or version is not served), `InvalidInput` (names the tensor and what is expected),
-        `Overloaded` and `DeadlineExceeded` (nothing was started), `EngineFailure` (the model raised).
+        Raises `NotFound` (model or version is not served), `BeingReplaced` (it will be in a moment), `InvalidInput`
+        (names the tensor and what is expected), `Overloaded` and `DeadlineExceeded` (nothing was started),
+        `EngineFailure` (the model raised).
         """
         return await self._flow.infer(model, version, feeds, outputs, Terms(priority, timeout_s))
 
@@ -227,6 +228,7 @@ class ModelServer:
             raise Conflict(running, fix="commit or revert it first")
         fallback = before.current if before else None
         self._placements[candidate.model] = Placement(candidate.loaded, fallback, probation=True)
+        self._placements.stopped.discard(candidate.model)
 
     def health(self, model: ModelName) -> Health:
         """How requests to the release in service have gone since it was switched to."""
@@ -271,8 +273,18 @@ class ModelServer:
             del self._placements[model]
         await _retired(current)
 
+    async def stop_for_next(self, model: ModelName) -> None:
+        """Take the model's release out of memory for the next one; requests get `BeingReplaced` until a switch.
+
+        Returns when its last request has left and it is closed. A model that is not served is not stopped.
+        """
+        if model in self._placements:
+            self._placements.stopped.add(model)
+            await _retired(self._placements.pop(model).current)
+
     async def retire(self, model: ModelName) -> None:
         """Take the model out of service; requests that are under way are still answered. Unknown models are ignored."""
+        self._placements.stopped.discard(model)
         placement = self._placements.pop(model, None)
         if placement:
             await asyncio.gather(_retired(placement.current), _retired(placement.fallback))

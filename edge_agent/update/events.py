@@ -112,6 +112,12 @@ class TooSlow(Event, frozen=True, kw_only=True):
     detail: str
 
 
+class NoRoomBeside(Event, frozen=True, kw_only=True):
+    """Memory does not hold the candidate beside the installed release, and would hold it in its place."""
+
+    detail: str
+
+
 class Switched(Event, frozen=True, kw_only=True):
     """The candidate answers requests from now on."""
 
@@ -179,11 +185,15 @@ class Build(Effect, frozen=True, kw_only=True):
 
 
 class Warm(Effect, frozen=True, kw_only=True):
-    """Load `candidate` beside what serves, and try it. May end in `Warmed`, `ModelRefused`, `TooSlow`, `SlotLost` or
-    `Interrupted`.
+    """Load `candidate` beside what serves, and try it. May end in `Warmed`, `ModelRefused`, `TooSlow`, `SlotLost`,
+    `NoRoomBeside` (unless nothing serves) or `Interrupted`.
     """
 
     candidate: Installed
+
+
+class StopServing(Effect, frozen=True, kw_only=True):
+    """Take the installed release out of memory, after the requests in flight; new ones are told to come back."""
 
 
 class Switch(Effect, frozen=True, kw_only=True):
@@ -205,7 +215,7 @@ class Commit(Effect, frozen=True, kw_only=True):
 
 
 class Revert(Effect, frozen=True, kw_only=True):
-    """Let what stood behind the candidate answer again."""
+    """Let what stood behind the candidate answer again; the installed release is loaded if it was not in memory."""
 
 
 class Retire(Effect, frozen=True, kw_only=True):

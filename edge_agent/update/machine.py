@@ -8,7 +8,9 @@ table. What holds in every state:
 - Bytes in quarantine are not tried again until an order with a higher number asks for them.
 - Nothing is fetched that the order's byte budget does not allow; an order over it waits for a better offer, or fails.
 - Trouble that may pass (network, disk) is waited for with a growing delay and never becomes a verdict; bytes that come
-  wrong, and candidates that are too slow or that the program does not survive, are tried a limited number of times.
+  wrong, and candidates that are too slow, that the program does not survive or for which the installed release has to
+  leave the memory, are tried a limited number of times.
+- Whatever goes on from `REPLACING`, but for the switch, lets the installed release answer again first.
 
 What a restart does is the answer to `Restarted`, which every stage answers; `resume` is another name for it.
 """
@@ -22,7 +24,8 @@ from edge_agent.update.outcomes import Step
 from edge_agent.update.state import ModelState, Stage
 
 IDLE, FETCHING, VERIFYING, WARMING = Stage.IDLE, Stage.FETCHING, Stage.VERIFYING, Stage.WARMING
-SWITCHING, PROBATION, FAILED, RETIRED = Stage.SWITCHING, Stage.PROBATION, Stage.FAILED, Stage.RETIRED
+REPLACING, SWITCHING, PROBATION = Stage.REPLACING, Stage.SWITCHING, Stage.PROBATION
+FAILED, RETIRED = Stage.FAILED, Stage.RETIRED
 
 ALL = frozenset(Stage)
 WAITING = frozenset({IDLE, FAILED, RETIRED})
@@ -56,6 +59,7 @@ MOVES = (
     _move(ev.Ordered, {IDLE, FAILED}, moves.take_up, BEGUN, "order"),
     _move(ev.Ordered, {RETIRED}, moves.take_up, {FETCHING, FAILED}, "order"),
     _move(ev.Ordered, GETTING | LOADING, moves.redirect, BEGUN, "newer order"),
+    _move(ev.Ordered, {REPLACING}, moves.redirect_and_serve, BEGUN, "newer order"),
     _move(ev.Ordered, {PROBATION}, moves.overrule, BEGUN, "newer order"),
     _move(ev.Withdrawn, ALL - {RETIRED}, moves.withdraw, {RETIRED}, "left the order"),
     _move(ev.Fetched, {FETCHING}, moves.fetched, {VERIFYING}, "bytes are here"),
@@ -69,15 +73,20 @@ MOVES = (
     _move(ev.RetryDue, {WARMING}, moves.warm_again, (), "retry"),
     _move(ev.RetryDue, {PROBATION}, moves.watch_again, (), "retry"),
     _move(ev.Built, {VERIFYING}, moves.built, {WARMING}, "built and verified"),
-    _move(ev.Warmed, {WARMING}, moves.switch, {SWITCHING}, "warm"),
+    _move(ev.Warmed, {WARMING, REPLACING}, moves.switch, {SWITCHING}, "warm"),
     _move(ev.ModelRefused, {WARMING}, moves.not_fit, {FAILED}, "engine refuses, wrong answers"),
     _move(ev.TooSlow, {WARMING}, moves.measure_again, {FAILED}, "too slow"),
+    _move(ev.NoRoomBeside, {WARMING}, moves.stop_first, {REPLACING, FAILED}, "no memory for both"),
+    _move(ev.ModelRefused, {REPLACING}, moves.not_fit_in_its_place, {FAILED}, "engine refuses, wrong answers"),
+    _move(ev.TooSlow, {REPLACING}, moves.slow_in_its_place, {WARMING}, "too slow"),
+    _move(ev.Interrupted, {REPLACING}, moves.put_back, {WARMING}, "interrupted"),
+    _move(ev.SlotLost, {REPLACING}, moves.candidate_lost, {FETCHING, FAILED}, "slot lost"),
     _move(ev.Switched, {SWITCHING}, moves.on_probation, {PROBATION}, "switched"),
     _move(ev.HealthChecked, {PROBATION}, moves.judge, {IDLE, FAILED}, "verdict"),
     _move(ev.Probed, {PROBATION}, moves.judge_probe, {IDLE, FAILED}, "verdict"),
     _move(ev.Restarted, WAITING, moves.stand_up, (), "restart"),
     _move(ev.Restarted, GETTING, moves.resume_fetching, {FETCHING}, "restart"),
-    _move(ev.Restarted, LOADING | {PROBATION}, moves.strike, {WARMING, FAILED}, "restart"),
+    _move(ev.Restarted, LOADING | {REPLACING, PROBATION}, moves.strike, {WARMING, FAILED}, "restart"),
     _move(ev.SlotLost, {IDLE}, moves.slot_lost, {FETCHING}, "slot lost"),
     _move(ev.SlotLost, GETTING, moves.slot_lost, {FETCHING}, "slot lost"),
     _move(ev.SlotLost, {WARMING}, moves.slot_lost, {FETCHING, FAILED}, "slot lost"),
@@ -97,20 +106,21 @@ IGNORED: dict[type[ev.Event], frozenset[Stage]] = {
     ev.OverBudget: ALL - {FETCHING},
     ev.Corrupted: ALL - {FETCHING, VERIFYING},
     ev.ManifestRefused: ALL - {FETCHING},
-    ev.Interrupted: ALL - {FETCHING, VERIFYING, WARMING, PROBATION},
+    ev.Interrupted: ALL - {FETCHING, VERIFYING, WARMING, REPLACING, PROBATION},
     ev.RetryDue: ALL - {FETCHING, WARMING, PROBATION},
     ev.Built: ALL - {VERIFYING},
-    ev.Warmed: ALL - {WARMING},
-    ev.ModelRefused: ALL - {WARMING},
-    ev.TooSlow: ALL - {WARMING},
+    ev.Warmed: ALL - {WARMING, REPLACING},
+    ev.ModelRefused: ALL - {WARMING, REPLACING},
+    ev.TooSlow: ALL - {WARMING, REPLACING},
+    ev.NoRoomBeside: ALL - {WARMING},
     ev.Switched: ALL - {SWITCHING},
     ev.HealthChecked: ALL - {PROBATION},
     ev.Probed: ALL - {PROBATION},
     # Slots are checked before they are loaded: once a candidate serves, both are in memory.
     ev.SlotLost: frozenset({SWITCHING, PROBATION, RETIRED}),
-    # Two releases are in memory for a moment; the next look finds out whether that matters.
-    ev.Mended: frozenset({SWITCHING, PROBATION, RETIRED}),
-    ev.Unservable: frozenset({SWITCHING, PROBATION, RETIRED}),
+    # Two releases are in memory for a moment, or none; the next look finds out whether that matters.
+    ev.Mended: frozenset({REPLACING, SWITCHING, PROBATION, RETIRED}),
+    ev.Unservable: frozenset({REPLACING, SWITCHING, PROBATION, RETIRED}),
 }
 
 

@@ -6,6 +6,7 @@ from edge_agent.update import events as ev
 from edge_agent.update.choice import offered
 from edge_agent.update.outcomes import (
     REDOWNLOADS_MAX,
+    REPLACEMENTS_MAX,
     SLOW_TRIES_MAX,
     STRIKES_MAX,
     Step,
@@ -41,6 +42,12 @@ def redirect(state: ModelState, event: ev.Ordered) -> Step:
         return again, (fetching(again),) if choose_again else ()
     fresh, effects = begin(state, event.target, event.traceparent, event.at)
     return fresh, (ev.Cancel(), *effects)
+
+
+def redirect_and_serve(state: ModelState, event: ev.Ordered) -> Step:
+    """While the installed release is out of memory: as before the switch, but it answers again first."""
+    after, effects = redirect(state, event)
+    return after, _served_again(after, effects)
 
 
 def overrule(state: ModelState, event: ev.Ordered) -> Step:
@@ -164,6 +171,51 @@ def measure_again(state: ModelState, event: ev.TooSlow) -> Step:
         return given_up(slow, "failed", event.at, "self_test_failed", detail), (ev.Tidy(),)
     waiting = replace(slow, attempt=state.attempt + 1, trouble=f"measuring again later: {event.detail}")
     return waiting, (ev.Wait(attempt=state.attempt),)
+
+
+def stop_first(state: ModelState, event: ev.NoRoomBeside) -> Step:
+    """One of the two must go: the installed release leaves the memory for the candidate, a limited number of times."""
+    if state.replacements >= REPLACEMENTS_MAX:
+        detail = f"no memory, {REPLACEMENTS_MAX} times: {event.detail}"
+        return replace(settled(state, "failed", event.at, "no_memory", detail), candidate=None), (ev.Tidy(),)
+    replacing = replace(state, stage=Stage.REPLACING, replacements=state.replacements + 1, trouble=event.detail)
+    return replacing, (ev.StopServing(), ev.Warm(candidate=tried(state)))
+
+
+def not_fit_in_its_place(state: ModelState, event: ev.ModelRefused) -> Step:
+    """It never served; the installed release answers again."""
+    after, effects = not_fit(state, event)
+    return after, _served_again(after, effects)
+
+
+def slow_in_its_place(state: ModelState, event: ev.TooSlow) -> Step:
+    """Slower than its self-test allows: the installed release answers again; the tries are limited anyway."""
+    trouble = f"measuring again later: {event.detail}"
+    waiting = replace(state, stage=Stage.WARMING, attempt=state.attempt + 1, trouble=trouble)
+    return waiting, _served_again(waiting, (ev.Wait(attempt=state.attempt),))
+
+
+def put_back(state: ModelState, event: ev.Interrupted) -> Step:
+    """Transient: the installed release answers again, and later it is tried once more."""
+    after, effects = wait(replace(state, stage=Stage.WARMING), event)
+    return after, _served_again(after, effects)
+
+
+def candidate_lost(state: ModelState, event: ev.SlotLost) -> Step:
+    """The candidate's slot went bad: the installed release answers again, and its own slot is looked at then."""
+    if tried(state).slot != event.slot:
+        return state, ()
+    after, effects = slot_lost(state, event)
+    return after, _served_again(after, effects)
+
+
+def _served_again(state: ModelState, effects: tuple[ev.Effect, ...]) -> tuple[ev.Effect, ...]:
+    """`effects`, and before them the installed release's, unless it is still out of memory."""
+    if state.stage is Stage.REPLACING:
+        return effects
+    cancel = tuple(effect for effect in effects if isinstance(effect, ev.Cancel))
+    others = tuple(effect for effect in effects if not isinstance(effect, ev.Cancel))
+    return (*cancel, *serving(state), *others)
 
 
 def on_probation(state: ModelState, event: ev.Switched) -> Step:

@@ -24,6 +24,8 @@ REDOWNLOADS_MAX = 1
 """Bytes that came wrong are fetched from the start this many times."""
 SLOW_TRIES_MAX = 8
 """A candidate that was slower than its self-test allows this many times is given up; a busy device had its pauses."""
+REPLACEMENTS_MAX = 3
+"""For one order the installed release is taken out of memory so often; each time nothing answers for a while."""
 STRIKES_MAX = 2
 """A candidate during which the program died this many times is taken back."""
 
@@ -46,6 +48,7 @@ def begin(state: ModelState, target: DesiredModel, traceparent: str | None, at: 
         attempt=0,
         redownloads=0,
         slow_tries=0,
+        replacements=0,
         strikes=0,
         refused=(),
         refusal="",

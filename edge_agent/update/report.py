@@ -11,6 +11,7 @@ PHASES: dict[Stage, UpdatePhase] = {
     Stage.FETCHING: "fetching",
     Stage.VERIFYING: "verifying",
     Stage.WARMING: "warming",
+    Stage.REPLACING: "replacing",
     Stage.SWITCHING: "warming",
     Stage.PROBATION: "probation",
     Stage.FAILED: "failed",
@@ -21,6 +22,8 @@ PHASES: dict[Stage, UpdatePhase] = {
 
 def serving(state: ModelState) -> Installed | None:
     """The release that answers requests in this state."""
+    if state.stage is Stage.REPLACING:
+        return None
     return state.candidate if state.stage is Stage.PROBATION else state.installed
 
 

@@ -37,6 +37,10 @@ class Stage(StrEnum):
     """The files are being rebuilt in the idle slot and their digests checked."""
     WARMING = "warming"
     """The candidate is being loaded and tried with made-up inputs and its samples; the installed release serves."""
+    REPLACING = "replacing"
+    """Memory is too short for both: the installed release was taken out of it, and the candidate is being loaded in its
+    place. Nothing answers meanwhile.
+    """
     SWITCHING = "switching"
     """The candidate is about to answer requests, or just began to."""
     PROBATION = "probation"
@@ -140,6 +144,8 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
     """Times the bytes came whole and wrong."""
     slow_tries: int = 0
     """Times the candidate was slower than its self-test allows."""
+    replacements: int = 0
+    """Times the installed release was taken out of memory for this candidate."""
     strikes: int = 0
     """Times the program died while the candidate was loaded or served."""
     refused: tuple[Digest, ...] = ()

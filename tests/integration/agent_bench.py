@@ -14,6 +14,7 @@ from common.wire import ReportedModel, UpdateReport
 from edge_agent.executor import Executor, Parts, UpdateLimits
 from edge_agent.fetch import FetchLimits, make_fetcher, open_session
 from edge_agent.inference.engine import Engine
+from edge_agent.inference.memory import Memory
 from edge_agent.inference.optimised import OptimisedModels
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.serving import ModelServer
@@ -38,6 +39,8 @@ class Device:
         stopwatch: Clock | None = None,
         clock: Clock | None = None,
         optimised: OptimisedModels | None = None,
+        memory: Memory | None = None,
+        models_max: int = 0,
     ) -> None:
         self.journal = Journal(folder / "journal.db")
         self.slots = Slots(folder, free=lambda _: free())
@@ -55,7 +58,8 @@ class Device:
                 keys=desk.keys,
                 changed=lambda: None,
                 optimised=optimised,
-                limits=UpdateLimits(health_s=0.05, backoff=Backoff(base_s=0.05, cap_s=0.1)),
+                memory=memory,
+                limits=UpdateLimits(models_max=models_max, health_s=0.05, backoff=Backoff(base_s=0.05, cap_s=0.1)),
             ),
             DEVICE,
         )
@@ -105,9 +109,11 @@ async def device_at(
     stopwatch: Clock | None = None,
     clock: Clock | None = None,
     optimised: OptimisedModels | None = None,
+    memory: Memory | None = None,
+    models_max: int = 0,
 ) -> AsyncIterator[Device]:
     """A device that runs for the block. `engine` and `stopwatch` are the model server's; by default the real ones."""
-    device = Device(folder, desk, free, engine, stopwatch, clock, optimised)
+    device = Device(folder, desk, free, engine, stopwatch, clock, optimised, memory, models_max)
     await device.executor.start()
     try:
         yield device

@@ -66,7 +66,7 @@ def test_an_execution_goes_only_where_the_table_says(events: list[ExecutionEvent
 WORDS = st.fixed_dictionaries(
     {
         "running": st.sampled_from([None, V1, V2]),
-        "phase": st.sampled_from(["idle", "fetching", "warming", "probation", "failed"]),
+        "phase": st.sampled_from(["idle", "fetching", "warming", "replacing", "probation", "failed"]),
         "target": st.sampled_from([None, V2]),
         "generation": st.integers(1, 4),
         "outcome": st.sampled_from([None, "succeeded", "failed", "rolled_back", "rejected"]),

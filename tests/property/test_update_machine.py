@@ -12,6 +12,7 @@ from edge_agent.slots import SLOTS
 from edge_agent.update import Slot, Stage, step
 from edge_agent.update import events as ev
 from edge_agent.update.machine import MOVES
+from edge_agent.update.state import fingerprint
 from tests.property.update_mutants import MUTANTS
 from tests.property.update_world import WAYS, Machine, World, target_of
 
@@ -95,6 +96,10 @@ class Updates(RuleBasedStateMachine):
     def the_engine_changes(self, version: int) -> None:
         self.world.change_engine(version)
 
+    @rule(tight=st.booleans())
+    def memory_changes(self, tight: bool) -> None:
+        self.world.shrink(tight=tight)
+
     @rule(version=VERSIONS)
     def the_device_is_too_slow(self, version: int) -> None:
         self.world.slow_down(version)
@@ -143,12 +148,40 @@ def any_target(order: int, chance: random.Random) -> DesiredModel:
     )
 
 
+def until_nothing_answers(world: World) -> int:
+    """Release 1 runs, 3 was refused, and 2 is being loaded in the place of 1; how many orders that took."""
+    for version, outcome, end in ((1, "good", Stage.IDLE), (3, "refused", Stage.FAILED), (2, "good", Stage.REPLACING)):
+        world.shrink(tight=end is Stage.REPLACING)
+        order_to(world, target_of(version, (1, 3, 2).index(version) + 1))
+        for _ in range(20):  # a machine that is wrong on purpose may never get there
+            if world.journal.stage is not end:
+                world.finish_work(outcome if world.journal.stage is Stage.WARMING else "good")
+    return 3
+
+
+def trouble_while_nothing_answers(world: World, orders: int, chance: random.Random) -> None:
+    match chance.randint(1, 4):
+        case 1:
+            world.finish_work("wrong")
+        case 2:
+            orders_of = {one: world.convicted.get(fingerprint(target_of(one, 1)), 0) for one in (1, 2, 3)}
+            wanted = max(orders_of, key=orders_of.__getitem__) if chance.random() < 0.5 else chance.randint(1, 3)
+            order_to(world, target_of(wanted, orders_of[wanted] or chance.randint(1, orders)))
+        case 3:
+            world.die()
+        case 4:
+            world.happen(lambda at: ev.Withdrawn(at=at))
+
+
 def walk(world: World, chance: random.Random) -> None:
     """A random life of a device, troubles first, then none."""
-    orders = 0
+    orders = until_nothing_answers(world) if chance.random() < 0.1 else 0
+    world.shrink(tight=chance.random() < (0.9 if orders else 0.2))
     for _ in range(chance.randint(3, 20)):
         draw = chance.random()
-        if draw < 0.6 and world.pending is not None:
+        if world.journal.stage is Stage.REPLACING and chance.random() < 0.6:
+            trouble_while_nothing_answers(world, orders, chance)
+        elif draw < 0.6 and world.pending is not None:
             world.finish_work(chance.choice(OUTCOMES))
         elif draw < 0.8:
             orders += 1
@@ -165,7 +198,9 @@ def walk(world: World, chance: random.Random) -> None:
             world.change_engine(chance.randint(1, 3))
         elif draw < 0.94:
             world.slow_down(chance.randint(1, 3))
-        elif draw < 0.96:
+        elif draw < 0.95:
+            world.shrink(tight=chance.random() < 0.7)
+        elif draw < 0.965:
             world.fuse = chance.randint(0, 4)
         else:
             world.die(clean=chance.random() < 0.3)

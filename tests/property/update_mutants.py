@@ -2,7 +2,7 @@
 
 from msgspec.structs import replace
 
-from edge_agent.update import ModelState, Tally, step
+from edge_agent.update import ModelState, Stage, Tally, step
 from edge_agent.update import events as ev
 from edge_agent.update.outcomes import Step
 from tests.property.update_world import Machine
@@ -95,6 +95,21 @@ def _forgets_what_it_refused(state: ModelState, event: ev.Event) -> Step:
     return step(replace(state, refused=()), event)
 
 
+def _leaves_the_old_one_stopped(state: ModelState, event: ev.Event) -> Step:
+    after, effects = step(state, event)
+    if state.stage is Stage.REPLACING and not isinstance(event, ev.Restarted):
+        effects = tuple(effect for effect in effects if not isinstance(effect, ev.Serve))
+    return after, effects
+
+
+def _replaces_for_ever(state: ModelState, event: ev.Event) -> Step:
+    return step(replace(state, replacements=0), event)
+
+
+def _loads_beside_whatever_there_is_room_for(state: ModelState, event: ev.Event) -> Step:
+    return step(state, ev.Warmed(at=event.at) if isinstance(event, ev.NoRoomBeside) else event)
+
+
 MUTANTS: tuple[Machine, ...] = (
     _overwrites_the_installed_slot,
     _trusts_before_probation,
@@ -113,4 +128,7 @@ MUTANTS: tuple[Machine, ...] = (
     _asks_again_at_once,
     _fails_where_it_should_wait,
     _forgets_what_it_refused,
+    _leaves_the_old_one_stopped,
+    _replaces_for_ever,
+    _loads_beside_whatever_there_is_room_for,
 )

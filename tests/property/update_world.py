@@ -29,7 +29,7 @@ from edge_agent.update import (
 )
 from edge_agent.update import events as ev
 from edge_agent.update.choice import Local, Plan, TooDear, choose, downloads, possible_downloads
-from edge_agent.update.outcomes import REDOWNLOADS_MAX, SLOW_TRIES_MAX, STRIKES_MAX, Step
+from edge_agent.update.outcomes import REDOWNLOADS_MAX, REPLACEMENTS_MAX, SLOW_TRIES_MAX, STRIKES_MAX, Step
 from edge_agent.update.state import files_of, fingerprint
 
 MODEL = ModelName("kinds")
@@ -123,6 +123,12 @@ class World:
         self.too_slow: set[Digest] = set()
         """What this device is too slow for, for good."""
         self.slow_tries: Counter[float] = Counter()
+        self.tight = False
+        """Memory holds one release and not two."""
+        self.stops: Counter[float] = Counter()
+        """Times the installed release was taken out of memory."""
+        self.alone = False
+        """The candidate answers, and what was installed before it is not in memory."""
         self.arrows: set[tuple[Stage, type[ev.Event], Stage]] = set()
         """Every move that was seen."""
         self._orders_seen = 0
@@ -146,7 +152,7 @@ class World:
 
     def die(self, *, clean: bool = False) -> None:
         """The process ends and is started again. Memory is lost, the disk is not."""
-        trying = self.journal.stage in {Stage.WARMING, Stage.SWITCHING, Stage.PROBATION}
+        trying = self.journal.stage in {Stage.WARMING, Stage.REPLACING, Stage.SWITCHING, Stage.PROBATION}
         self.deaths[self.journal.started_at] += trying and not clean
         if self.deaths[self.journal.started_at] == STRIKES_MAX:
             self._convict()
@@ -171,6 +177,10 @@ class World:
     def slow_down(self, version: int) -> None:
         """The device has other work that leaves a release too little."""
         self.too_slow.add(ref_of(f"model {version}").digest)
+
+    def shrink(self, *, tight: bool) -> None:
+        """Other programs take the memory that a second release would need, or give it back."""
+        self.tight = tight
 
     def finish_work(self, outcome: str) -> None:
         """The work under way ends: `good`, or in the way that `outcome` names where that applies."""
@@ -198,6 +208,10 @@ class World:
                     return self._wrong(target, sources, at) or self._lost(target, sources, at)
                 return self._build(target, sources, slot, at)
             case ev.Warm():
+                if self.tight and self.serving is not None:
+                    return ev.NoRoomBeside(at=at, detail="no room for two")
+                if outcome == "wrong" and self.journal.stage is Stage.REPLACING:
+                    return self._rotten(effect.candidate.slot, at)
                 if outcome == "refused" or target.artifact.digest in self.unloadable:
                     self._convict()
                     return ev.ModelRefused(at=at, code="model_rejected", detail="")
@@ -320,6 +334,12 @@ class World:
         self.disk[slot] = {**self.disk[slot], name: ref_of("rotten")}
         return ev.SlotLost(at=at, slot=slot)
 
+    def _rotten(self, slot: Slot, at: float) -> ev.Event:
+        """It was sound when it was last looked at, a moment ago."""
+        self.disk[slot] = {**self.disk[slot], "weights.bin": ref_of("rotten")}
+        self._count_wrong()
+        return ev.SlotLost(at=at, slot=slot)
+
     def _count_wrong(self) -> None:
         began = self.journal.started_at
         self.wrong_downloads[began] += 1
@@ -328,6 +348,8 @@ class World:
 
     def _slow(self, at: float) -> ev.Event:
         began = self.journal.started_at
+        if self.journal.stage is Stage.REPLACING:  # the stops are counted
+            return ev.TooSlow(at=at, detail="")
         self.slow_tries[began] += 1
         assert self.slow_tries[began] <= SLOW_TRIES_MAX, "a slow release is tried without end"
         if self.slow_tries[began] == SLOW_TRIES_MAX:
@@ -389,14 +411,23 @@ class World:
                     self._handle(ev.Unservable(at=self.now, code="model_rejected", detail=""))
                 else:
                     self.serving = installed.artifact.digest
+            case ev.StopServing():
+                assert self.serving is not None, "nothing answers, and it is to be stopped"
+                self.serving = None
+                self.stops[self.journal.started_at] += 1
+                assert self.stops[self.journal.started_at] <= REPLACEMENTS_MAX, "nothing answers, again and again"
             case ev.Switch():
                 assert self.journal.candidate is not None
+                assert not (self.tight and self.serving), "two releases are in a memory for one"
+                self.alone = self.serving is None
                 self.fallback, self.serving = self.serving, self.journal.candidate.artifact.digest
                 self._handle(ev.Switched(at=self.now))
             case ev.Commit():
                 self.fallback = None
             case ev.Revert():
                 self.serving, self.fallback = self.fallback, None
+                if self.serving is None and self.journal.installed is not None:
+                    self._act(ev.Serve(installed=self.journal.installed))
             case ev.Retire():
                 self.serving = self.fallback = None
             case ev.Cancel():
@@ -435,18 +466,20 @@ class World:
             if release is not None:
                 assert self.disk.get(release.slot) == release.files, "the journal names an incomplete slot"
         if state.installed is not None:
-            assert self.serving is not None, "there is an installed release and nothing answers"
+            stopped = state.stage is Stage.REPLACING
+            assert stopped or self.serving is not None, "there is an installed release and nothing answers"
             assert state.installed.artifact.digest in self.proven, "a release was installed that did not prove itself"
-        if state.stage is Stage.PROBATION and state.installed is not None:
+        if state.stage is Stage.PROBATION and state.installed is not None and not self.alone:
             assert self.fallback == state.installed.artifact.digest, "nothing stands behind the candidate"
         assert state.order >= self._orders_seen, "the order went back"
         self._orders_seen = state.order
         if state.stage is Stage.FAILED and state.target is not None:
-            justified = state.started_at in self.too_dear or fingerprint(state.target) in self.convicted
+            no_memory = self.stops[state.started_at] == REPLACEMENTS_MAX
+            justified = state.started_at in self.too_dear or no_memory or fingerprint(state.target) in self.convicted
             assert justified, "a transient trouble became a verdict"
         began = state.started_at
         assert self.wrong_downloads[began] <= REDOWNLOADS_MAX + 1, "wrong bytes are fetched without end"
-        if state.stage in {Stage.WARMING, Stage.SWITCHING, Stage.PROBATION}:
+        if state.stage in {Stage.WARMING, Stage.REPLACING, Stage.SWITCHING, Stage.PROBATION}:
             assert self.deaths[began] < STRIKES_MAX, "the program dies over a candidate without end"
 
     def settle(self) -> None:
