@@ -14,12 +14,13 @@ import msgspec
 
 from common.clock import Clock, SystemClock
 from common.errors import Conflict
+from common.ids import ModelName
 from common.observability import otlp_endpoint
 from common.settings import parse_address
 from edge_agent.broker import AgentLink
-from edge_agent.config import AgentSettings
+from edge_agent.config import AgentSettings, ModelSettings
 from edge_agent.conversation import Conversation, Rhythm
-from edge_agent.executor import Executor, Parts, Standing, UpdateLimits
+from edge_agent.executor import ColdStart, Executor, Parts, Standing, UpdateLimits
 from edge_agent.fetch import DesiredPoll, make_fetcher, open_session
 from edge_agent.fetch.session import tls_context
 from edge_agent.identity import Identity
@@ -105,7 +106,11 @@ class Agent:
         recorder = Recorder(clock.now())
         engine = OrtEngine()
         server = self._server = ModelServer(
-            engine, self._observed(recorder, running), clock, run_s_max=settings.inference_s_max
+            engine,
+            self._observed(recorder, running),
+            clock,
+            run_s_max=settings.inference_s_max,
+            on_demand=lambda model: self._cold(model).mode != "resident",
         )
         running.push_async_callback(server.close)
         session = await running.enter_async_context(open_session(identity.device_token, settings.ca_file))
@@ -126,6 +131,7 @@ class Agent:
             ),
             boot=boot_number(),
             optimised=self._optimised(engine),
+            cold=self._cold,
             memory=Memory(available_bytes, used_bytes, reserve_bytes=settings.memory_reserve_bytes),
         )
         executor = Executor(parts, identity.device)
@@ -170,6 +176,11 @@ class Agent:
             reserve_bytes=settings.disk_reserve_bytes,
             free=free_bytes,
         )
+
+    def _cold(self, model: ModelName) -> ColdStart:
+        settings = self._settings
+        own = settings.models.get(model, ModelSettings())
+        return ColdStart(mode=own.cold_start or settings.cold_start, idle_s=own.idle_s or settings.idle_s)
 
     def _make_watched(
         self, server: ModelServer, journal: Journal, loops: tuple[Executor, AgentLink, Conversation]

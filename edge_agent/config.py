@@ -24,6 +24,8 @@ SYSTEM_CONFIG = Path("/etc/ferry-agent") / CONFIG_FILE
 
 MIB = 1024 * 1024
 
+ColdStartMode = Literal["resident", "prewarmed", "lazy"]
+
 
 def default_data(environment: Mapping[str, str] = os.environ) -> Path:
     """Where an agent keeps its files unless told: the system's state folder for root and its owner, else the user's."""
@@ -31,6 +33,13 @@ def default_data(environment: Mapping[str, str] = os.environ) -> Path:
         return SYSTEM_DATA
     state = environment.get("XDG_STATE_HOME") or str(Path.home() / ".local/state")
     return Path(state) / "ferry-agent"
+
+
+class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the owner sets for one model: a table `[models.NAME]` of the file."""
+
+    cold_start: ColdStartMode | None = None
+    idle_s: Annotated[float, Meta(gt=0)] | None = None
 
 
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -130,6 +139,21 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     models_max: Annotated[
         int, Meta(ge=0, description="Most models served at one time; one more waits. 0: as many as memory holds.")
     ] = 0
+    cold_start: Annotated[
+        ColdStartMode,
+        Meta(
+            description="When a model is in memory. `resident`: as long as it is installed. `prewarmed`: its optimised "
+            "graph is made and checked, and the first request loads it. `lazy`: nothing happens before the first "
+            "request. The last two leave the memory after `idle_s` without a request."
+        ),
+    ] = "resident"
+    idle_s: Annotated[
+        float, Meta(gt=0, description="Seconds without a request after which such a model leaves the memory.")
+    ] = 300.0
+    models: Annotated[
+        dict[str, ModelSettings],
+        Meta(description="`cold_start` and `idle_s` of single models: a table `[models.NAME]` each, in the file only."),
+    ] = {}
     scrub_interval_s: Annotated[
         float,
         Meta(

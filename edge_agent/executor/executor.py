@@ -19,6 +19,7 @@ from common.wire.messages import HELD_DIGESTS_MAX, MODELS_PER_DEVICE_MAX, TEXT_C
 from edge_agent.executor.adopting import adopt
 from edge_agent.executor.lane import Lane
 from edge_agent.executor.parts import Parts
+from edge_agent.executor.resting import rest_idle
 from edge_agent.executor.scrub import Scrub
 from edge_agent.journal import AcceptedOrder
 from edge_agent.update import ModelState, Stage, held_digests, open_order, reported_model, wanted_downloads
@@ -52,6 +53,8 @@ class Executor:
         self._lanes: dict[ModelName, Lane] = {}
         self._scrub = Scrub(parts, lambda: list(self._lanes.values()))
         self._scrubbing: asyncio.Task[None] | None = None
+        self._resting: asyncio.Task[None] | None = None
+        parts.server.waking.ask_for = self._wanted
         self._accepting = asyncio.Lock()
         self._order: AcceptedOrder | None = None
         self._refused = ""
@@ -73,13 +76,15 @@ class Executor:
         if self._order is not None:
             self._tell_again(self._order)
         self._scrubbing = asyncio.create_task(self._scrub.run(), name="scrub")
+        self._resting = asyncio.create_task(rest_idle(self._parts, lambda: list(self._lanes.values())), name="rest")
 
     async def stop(self) -> None:
         """Stop where everything stands, in good order."""
         self._scrub.stop()
-        if self._scrubbing is not None:
-            self._scrubbing.cancel()
-            await asyncio.gather(self._scrubbing, return_exceptions=True)
+        for task in (self._scrubbing, self._resting):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await asyncio.gather(*(lane.stop() for lane in self._lanes.values()))
         await asyncio.to_thread(self._parts.journal.end_run)
 
@@ -112,6 +117,12 @@ class Executor:
     def ended(self) -> tuple[str, ...]:
         """The lanes that take no events any more; there should be none until `stop`."""
         return tuple(f"lane of {model}" for model, lane in self._lanes.items() if lane.ended)
+
+    def _wanted(self, model: ModelName) -> None:
+        """Somebody asks for a model that is not in memory."""
+        lane = self._lanes.get(model)
+        if lane is not None:
+            lane.feed(ev.Wanted(at=self._parts.clock.now()))
 
     def nudge(self) -> None:
         """The network is back: updates that wait may try now."""

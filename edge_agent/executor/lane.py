@@ -12,7 +12,7 @@ from collections.abc import Coroutine, Iterator
 
 from opentelemetry import trace
 
-from common.errors import StorageFailed, StorageFull
+from common.errors import StorageFailed, StorageFull, Unavailable
 from common.ids import Digest
 from common.observability import context_from
 from edge_agent.executor import trial
@@ -177,8 +177,8 @@ class Lane:
         match effect:
             case ev.Cancel():
                 await self._cancel()
-            case ev.Serve(installed=installed):
-                await self._serve(installed)
+            case ev.Serve(installed=installed, awake=awake):
+                await self._serve(installed, awake=awake)
             case ev.Switch():
                 # On the spot: an order that already waits must find the model in probation, not half switched.
                 await self._handle(self._switch())
@@ -220,17 +220,28 @@ class Lane:
             self._acquisition = Acquisition(self._parts, target)
         return self._acquisition
 
-    async def _serve(self, installed: Installed) -> None:
-        trouble = await trial.serve(self._parts, self.state.model, installed)
+    async def _serve(self, installed: Installed, *, awake: bool) -> None:
+        parts, model = self._parts, self.state.model
+        cold = parts.cold(model)
+        if awake and model in parts.server.in_memory():
+            return  # a request of before the load
+        if awake or cold.mode == "resident":
+            trouble = await trial.serve(parts, model, installed)
+        else:
+            trouble = await trial.rest(parts, model, installed, build=cold.mode == "prewarmed")
         if trouble is not None:
             self.feed(trouble)
+        if trouble is not None and awake:
+            await parts.server.retire(model)
+            fix = "the device's report has the details"
+            parts.server.waking.failed(model, Unavailable(f"{model} could not be loaded", fix=fix))
 
     async def _revert(self) -> None:
         """What stood behind the candidate answers again; if memory did not hold it, it is loaded."""
         server, model = self._parts.server, self.state.model
         await server.revert(model)
-        if self.state.installed and not any(served.model == model for served in server.models()):
-            await self._serve(self.state.installed)
+        if self.state.installed and model not in server.in_memory():
+            await self._serve(self.state.installed, awake=True)
 
     async def _warm(self, release: Installed) -> ev.Event:
         found = await trial.warm(self._parts, self.state.model, release, self.state.installed)

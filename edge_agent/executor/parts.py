@@ -2,12 +2,13 @@
 
 import random
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from common.backoff import Backoff
 from common.clock import Clock
+from common.ids import ModelName
 from common.trust import PublicKey
 from edge_agent.fetch import Fetching
 from edge_agent.inference.memory import Memory
@@ -28,10 +29,23 @@ class UpdateLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Between tries of an update that was interrupted."""
     models_max: int = 0
     """Models that are served at one time; 0: as many as memory holds."""
+    rest_check_s: float = 5.0
+    """How often it is looked at who has had no request for long."""
     scrub_interval_s: float = 86_400.0
     """How often the files in the slots are read again; 0: never."""
     scrub_bytes_per_s: int = 4 * 1024 * 1024
     """How fast, at most."""
+
+
+class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
+    """When a model's session is in memory; see `AgentSettings.cold_start`."""
+
+    mode: Literal["resident", "prewarmed", "lazy"] = "resident"
+    idle_s: float = 300.0
+
+
+def _resident(_: ModelName) -> ColdStart:
+    return ColdStart()
 
 
 class Parts(NamedTuple):
@@ -52,3 +66,4 @@ class Parts(NamedTuple):
     boot: int = 0
     optimised: OptimisedModels | None = None
     memory: Memory | None = None
+    cold: Callable[[ModelName], ColdStart] = _resident

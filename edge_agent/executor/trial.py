@@ -10,9 +10,11 @@ from common.ids import ModelName
 from edge_agent.executor.acquire import interrupted
 from edge_agent.executor.parts import Parts
 from edge_agent.inference.health import Health, Verdict, judge
+from edge_agent.inference.loaded import Statistics
 from edge_agent.inference.memory import NoMemory, Room
+from edge_agent.inference.niced import run_niced
 from edge_agent.inference.selftest import SamplesFile
-from edge_agent.inference.serving import Candidate, Load
+from edge_agent.inference.serving import Candidate, Load, Served
 from edge_agent.inference.trial import ModelRejected
 from edge_agent.update import Installed
 from edge_agent.update import events as ev
@@ -92,8 +94,8 @@ async def serve(parts: Parts, model: ModelName, release: Installed) -> ev.Event 
 
 def room(parts: Parts, model: ModelName, release: Installed, installed: Installed | None) -> ev.Event | None:
     """The event that says why `release` cannot be loaded now; None when it can. What serves now is `installed`."""
-    serving = any(served.model == model for served in parts.server.models())
-    others = {served.model for served in parts.server.models()} - {model}
+    serving = model in parts.server.in_memory()
+    others = parts.server.in_memory() - {model}
     if parts.limits.models_max and len(others) >= parts.limits.models_max:
         detail = f"{len(others)} models are served and models_max is {parts.limits.models_max}"
         return ev.Interrupted(at=parts.clock.now(), code="no_room_for_model", detail=detail)
@@ -108,6 +110,30 @@ def room(parts: Parts, model: ModelName, release: Installed, installed: Installe
     if found is Room.INSTEAD:
         return ev.NoRoomBeside(at=parts.clock.now(), detail=f"replacing what serves: {detail}")
     return ev.Interrupted(at=parts.clock.now(), code=NoMemory.code, detail=detail)
+
+
+async def rest(parts: Parts, model: ModelName, release: Installed, *, build: bool) -> ev.Event | None:
+    """Get the installed release ready to be loaded by the first request; with `build` its optimised graph too."""
+    if not await asyncio.to_thread(parts.slots.verify, model, release.slot, release.files, release.manifest):
+        return ev.SlotLost(at=parts.clock.now(), slot=release.slot)
+    cache, path = parts.optimised, parts.slots.path(model, release.slot, release.onnx_file)
+    if build and cache:
+        await run_niced(lambda: cache.build(model, path, release.identity), f"prewarm-{model}@{release.version}")
+    await parts.server.rest(model, described(model, release))
+    return None
+
+
+def described(model: ModelName, release: Installed) -> Served:
+    """A release that has answered nothing yet."""
+    return Served(
+        model=model,
+        version=release.version,
+        inputs=release.inputs,
+        outputs=release.outputs,
+        current=True,
+        probation=False,
+        statistics=Statistics(0, 0, 0.0, 0.0, 0.0, 0.0, 0.0),
+    )
 
 
 async def warm(

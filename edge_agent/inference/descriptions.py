@@ -58,6 +58,8 @@ def repository_index(served: Sequence[Served]) -> list[Document]:
 
 
 def _standing(served: Served) -> str:
+    if not served.in_memory:
+        return "not in memory; a request loads it"
     if not served.probation:
         return ""
     return "in probation" if served.current else "stands by while its successor is in probation"

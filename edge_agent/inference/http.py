@@ -1,8 +1,9 @@
 """The device's inference API: Open Inference Protocol V2 over HTTP, for applications on the device.
 
 Any V2 client works (`tritonclient`, `curl`); docs/reference/inference-api.md is the reference. Errors are
-`{"error": "..."}` and name the tensor and what was expected. Models cannot be loaded or unloaded here: the fleet
-decides. There is no authentication, so listen on loopback or on a Unix socket unless the network is trusted.
+`{"error": "..."}` and name the tensor and what was expected. What runs is the fleet's decision; only models that the
+device's owner has loaded on demand can be loaded and unloaded here. There is no authentication, so listen on loopback
+or on a Unix socket unless the network is trusted.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ class _Api:
         add("GET", "/v2/health/ready", self.ready)
         add("POST", "/v2/repository/index", self.index)
         for verb in ("load", "unload"):
-            add("POST", f"/v2/repository/models/{{model}}/{verb}", self.refuse)
+            add("POST", f"/v2/repository/models/{{model}}/{verb}", self.move)
         if self._status:
             add("GET", "/status", self.status)
         return application
@@ -113,8 +114,16 @@ class _Api:
     async def index(self, _: Call) -> Reply:
         return document(descriptions.repository_index(self._server.models()))
 
-    async def refuse(self, call: Call) -> Reply:
-        model, verb = call.named["model"], call.path.rpartition("/")[2]
+    async def move(self, call: Call) -> Reply:
+        """Into memory or out of it, for models that are loaded on demand; all else is the fleet's."""
+        model, verb = ModelName(call.named["model"]), call.path.rpartition("/")[2]
+        if self._server.may_rest(model):
+            served = self._server.served(model)
+            if verb == "load" and not served.in_memory:
+                await self._server.waking.awake(model, None)
+            elif verb == "unload" and served.in_memory and not served.probation:
+                await self._server.rest(model)
+            return document({})
         fix = "change what the device should run with a rollout"
         raise Forbidden(f"cannot {verb} {model[:80]!r} here: the fleet's controller decides", fix=fix)
 

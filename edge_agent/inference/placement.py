@@ -39,16 +39,27 @@ class BeingReplaced(Unavailable):
     code = "being_replaced"
 
 
+class Asleep(Unavailable):
+    """The model is installed and not in memory; a request loads it. Callers of the server never see this."""
+
+    code = "asleep"
+
+
 class Placements(dict[ModelName, Placement]):
-    """The placement of each model that is served, and the `stopped` ones whose next release is being loaded."""
+    """The placement of each model that is served; the `stopped` ones, whose next release is being loaded; and those
+    that are `asleep`, installed and not in memory.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.stopped: set[ModelName] = set()
+        self.asleep: set[ModelName] = set()
 
     def of(self, model: ModelName) -> Placement:
-        """The model's placement, or `NotFound` or `BeingReplaced`."""
+        """The model's placement, or `NotFound`, `BeingReplaced` or `Asleep`."""
         placement = self.get(model)
+        if placement is None and model in self.asleep:
+            raise Asleep(f"{model} is not in memory")
         if placement is None and model in self.stopped:
             fix = "try again a little later"
             raise BeingReplaced(f"{model} is being replaced by another release, which is loaded now", fix=fix)

@@ -36,6 +36,7 @@ from common.clock import Clock
 from common.errors import Conflict
 from common.ids import ModelName, Version
 from edge_agent.inference.answering import Answering, Recorder
+from edge_agent.inference.asleep import Asleep, Waking
 from edge_agent.inference.engine import Engine, EngineFailure, Session
 from edge_agent.inference.flow import FlowLimits, RequestFlow, Terms
 from edge_agent.inference.health import Health
@@ -81,13 +82,16 @@ class Served(msgspec.Struct, frozen=True):
     current: bool
     probation: bool
     statistics: Statistics
+    in_memory: bool = True
+    """False for a model that the next request loads."""
 
 
 class ModelServer:
     """Serves models by name; see the module's text for the life of a release.
 
     `workers` is the number of inferences at one time (default: the cores that this process may use), `queue` how many
-    more may wait, `run_s_max` how many seconds the engine may take for one of them.
+    more may wait, `run_s_max` how many seconds the engine may take for one of them. `on_demand` says which models
+    callers may load and unload.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class ModelServer:
         workers: int | None = None,
         queue: int = QUEUE_REQUESTS_MAX,
         run_s_max: float = RUN_S_MAX,
+        on_demand: Callable[[ModelName], bool] = lambda _: False,
     ) -> None:
         self._engine = engine
         self._clock = clock
@@ -107,6 +112,10 @@ class ModelServer:
         limits = FlowLimits(WaitingLimits(queue), run_s_max)
         self._flow = RequestFlow(self._placements, Answering(recorder, clock), clock, cores, limits)
         self._loading = asyncio.Lock()
+        self.may_rest = on_demand
+        self.waking = Waking()
+        self._resting: dict[ModelName, Served] = {}
+        self._switched_at: dict[ModelName, float] = {}
 
     @property
     def finished(self) -> int:
@@ -147,7 +156,12 @@ class ModelServer:
         (names the tensor and what is expected), `Overloaded` and `DeadlineExceeded` (nothing was started),
         `EngineFailure` (the model raised).
         """
-        return await self._flow.infer(model, version, feeds, outputs, Terms(priority, timeout_s))
+        terms = Terms(priority, timeout_s)
+        try:
+            return await self._flow.infer(model, version, feeds, outputs, terms)
+        except Asleep:
+            await self.waking.awake(model, timeout_s)
+        return await self._flow.infer(model, version, feeds, outputs, terms)
 
     def infer_here(
         self,
@@ -160,7 +174,12 @@ class ModelServer:
         timeout_s: float | None = None,
     ) -> Inference:
         """`infer` for callers without a loop, on any thread: when a core is free the caller's own thread runs it."""
-        return self._flow.infer_here(model, version, feeds, outputs, Terms(priority, timeout_s))
+        terms = Terms(priority, timeout_s)
+        try:
+            return self._flow.infer_here(model, version, feeds, outputs, terms)
+        except Asleep:
+            self.waking.awake_from_thread(model, timeout_s)
+        return self._flow.infer_here(model, version, feeds, outputs, terms)
 
     def submit(
         self,
@@ -173,7 +192,11 @@ class ModelServer:
         timeout_s: float | None = None,
     ) -> "Future[Inference]":
         """`infer` for callers on other loops: never waits; a request whose future is cancelled in time is not run."""
-        return self._flow.submit(model, version, feeds, outputs, Terms(priority, timeout_s))
+        try:
+            return self._flow.submit(model, version, feeds, outputs, Terms(priority, timeout_s))
+        except Asleep:
+            later = self.infer(model, version, feeds, outputs, priority=priority, timeout_s=timeout_s)
+            return asyncio.run_coroutine_threadsafe(later, self.waking.loop)
 
     async def prepare(
         self,
@@ -228,7 +251,9 @@ class ModelServer:
             raise Conflict(running, fix="commit or revert it first")
         fallback = before.current if before else None
         self._placements[candidate.model] = Placement(candidate.loaded, fallback, probation=True)
-        self._placements.stopped.discard(candidate.model)
+        self._switched_at[candidate.model] = self._clock.now()
+        self._forget_why_not(candidate.model)
+        self.waking.woken(candidate.model)
 
     def health(self, model: ModelName) -> Health:
         """How requests to the release in service have gone since it was switched to."""
@@ -273,6 +298,35 @@ class ModelServer:
             del self._placements[model]
         await _retired(current)
 
+    def is_idle(self, model: ModelName, idle_s: float) -> bool:
+        """Whether the model is in memory, out of probation, and had no request for `idle_s` seconds."""
+        placement = self._placements.get(model)
+        if placement is None or placement.probation:
+            return False
+        latest = max(placement.current.statistics().last_at, self._switched_at.get(model, 0.0))
+        return self._clock.now() - latest >= idle_s
+
+    async def rest(self, model: ModelName, release: Served | None = None) -> None:
+        """Let the model out of memory until somebody asks for it; `release` describes one that was not in memory yet.
+
+        Returns when its last request has left and its session is closed. A model that is neither is left alone.
+        """
+        placement = self._placements.get(model)
+        resting = release or (_served(placement.current, placement) if placement else None)
+        if resting is None:
+            return
+        self.waking.sleeps()
+        self._resting[model] = msgspec.structs.replace(resting, in_memory=False)
+        self._placements.asleep.add(model)
+        self._placements.pop(model, None)
+        if placement:
+            await asyncio.gather(_retired(placement.current), _retired(placement.fallback))
+
+    def _forget_why_not(self, model: ModelName) -> None:
+        self._placements.stopped.discard(model)
+        self._placements.asleep.discard(model)
+        self._resting.pop(model, None)
+
     async def stop_for_next(self, model: ModelName) -> None:
         """Take the model's release out of memory for the next one; requests get `BeingReplaced` until a switch.
 
@@ -284,7 +338,7 @@ class ModelServer:
 
     async def retire(self, model: ModelName) -> None:
         """Take the model out of service; requests that are under way are still answered. Unknown models are ignored."""
-        self._placements.stopped.discard(model)
+        self._forget_why_not(model)
         placement = self._placements.pop(model, None)
         if placement:
             await asyncio.gather(_retired(placement.current), _retired(placement.fallback))
@@ -296,20 +350,29 @@ class ModelServer:
     async def close(self) -> None:
         """Refuse new requests, answer those that are under way, close everything."""
         self._flow.refuse_new()
+        self.waking.close()
         await asyncio.gather(*(self.retire(model) for model in list(self._placements)))
         self._flow.close()
 
     def models(self) -> tuple[Served, ...]:
-        """Every release that can answer, by model name, the current one first."""
-        return tuple(
+        """Every release that can answer, by model name, the current one first; those included that a request loads."""
+        in_memory = [
             _served(loaded, placement)
             for _, placement in sorted(self._placements.items())
             for loaded in (placement.current, placement.fallback)
             if loaded
-        )
+        ]
+        return tuple(sorted([*in_memory, *self._resting.values()], key=lambda one: one.model))
+
+    def in_memory(self) -> frozenset[ModelName]:
+        """The models of which a release is in memory."""
+        return frozenset(self._placements)
 
     def served(self, model: ModelName, version: Version | None = None) -> Served:
         """The release that would answer such a request, or `NotFound`."""
+        resting = self._resting.get(model)
+        if resting and version in (None, resting.version):
+            return resting
         return _served(self._placements.choose(model, version)[0], self._placements.of(model))
 
 

@@ -158,14 +158,22 @@ class Unservable(Event, frozen=True, kw_only=True):
     detail: str
 
 
+class Wanted(Event, frozen=True, kw_only=True):
+    """Somebody asks for the model, and the installed release is not in memory."""
+
+
 class Effect(msgspec.Struct, frozen=True, kw_only=True):
     """Something to do, after the state was saved."""
 
 
 class Serve(Effect, frozen=True, kw_only=True):
-    """Check and load `installed` and let it answer requests. May end in `SlotLost` or `Unservable`."""
+    """Check and load `installed` and let it answer requests. May end in `SlotLost` or `Unservable`.
+
+    Unless `awake`, a model that the owner wants loaded on demand is only got ready for that.
+    """
 
     installed: Installed
+    awake: bool = False
 
 
 class Fetch(Effect, frozen=True, kw_only=True):

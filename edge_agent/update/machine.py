@@ -92,6 +92,7 @@ MOVES = (
     _move(ev.SlotLost, {WARMING}, moves.slot_lost, {FETCHING, FAILED}, "slot lost"),
     _move(ev.SlotLost, {FAILED}, moves.slot_lost, (), "slot lost"),
     _move(ev.Mended, GETTING | {IDLE, WARMING, FAILED}, moves.mended, (), "mended"),
+    _move(ev.Wanted, GETTING | {IDLE, WARMING, FAILED}, moves.wake, (), "wanted"),
     _move(ev.Unservable, {IDLE}, moves.unservable, {FAILED}, "will not load or answers wrongly"),
     _move(ev.Unservable, GETTING | {WARMING, FAILED}, moves.unservable, (), "will not load or answers wrongly"),
 )
@@ -120,6 +121,8 @@ IGNORED: dict[type[ev.Event], frozenset[Stage]] = {
     ev.SlotLost: frozenset({SWITCHING, PROBATION, RETIRED}),
     # Two releases are in memory for a moment, or none; the next look finds out whether that matters.
     ev.Mended: frozenset({REPLACING, SWITCHING, PROBATION, RETIRED}),
+    # What is being tried answers, or is about to.
+    ev.Wanted: frozenset({REPLACING, SWITCHING, PROBATION, RETIRED}),
     ev.Unservable: frozenset({REPLACING, SWITCHING, PROBATION, RETIRED}),
 }
 

@@ -337,6 +337,11 @@ def unservable(state: ModelState, event: ev.Unservable) -> Step:
     return fallen, serving(fallen)
 
 
+def wake(state: ModelState, _: ev.Wanted) -> Step:
+    """Load it now."""
+    return state, (ev.Serve(installed=state.installed, awake=True),) if state.installed else ()
+
+
 def tried(state: ModelState) -> Installed:
     """The candidate; the stages from warming to probation have one."""
     if state.candidate is None:

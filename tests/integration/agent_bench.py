@@ -11,7 +11,7 @@ import numpy as np
 from common.backoff import Backoff
 from common.clock import Clock, SystemClock
 from common.wire import ReportedModel, UpdateReport
-from edge_agent.executor import Executor, Parts, UpdateLimits
+from edge_agent.executor import ColdStart, Executor, Parts, UpdateLimits
 from edge_agent.fetch import FetchLimits, make_fetcher, open_session
 from edge_agent.inference.engine import Engine
 from edge_agent.inference.memory import Memory
@@ -41,11 +41,18 @@ class Device:
         optimised: OptimisedModels | None = None,
         memory: Memory | None = None,
         models_max: int = 0,
+        cold: ColdStart = ColdStart(),  # noqa: B008 (frozen)
     ) -> None:
         self.journal = Journal(folder / "journal.db")
         self.slots = Slots(folder, free=lambda _: free())
         clock = clock or SystemClock()
-        self.server = ModelServer(engine or OrtEngine(), Recorder(clock.now()), stopwatch or clock, workers=2)
+        self.server = ModelServer(
+            engine or OrtEngine(),
+            Recorder(clock.now()),
+            stopwatch or clock,
+            workers=2,
+            on_demand=lambda _: cold.mode != "resident",
+        )
         self.session = open_session("token")
         self.executor = Executor(
             Parts(
@@ -59,7 +66,10 @@ class Device:
                 changed=lambda: None,
                 optimised=optimised,
                 memory=memory,
-                limits=UpdateLimits(models_max=models_max, health_s=0.05, backoff=Backoff(base_s=0.05, cap_s=0.1)),
+                cold=lambda _: cold,
+                limits=UpdateLimits(
+                    models_max=models_max, rest_check_s=0.05, health_s=0.05, backoff=Backoff(base_s=0.05, cap_s=0.1)
+                ),
             ),
             DEVICE,
         )
@@ -111,9 +121,10 @@ async def device_at(
     optimised: OptimisedModels | None = None,
     memory: Memory | None = None,
     models_max: int = 0,
+    cold: ColdStart = ColdStart(),  # noqa: B008 (frozen)
 ) -> AsyncIterator[Device]:
     """A device that runs for the block. `engine` and `stopwatch` are the model server's; by default the real ones."""
-    device = Device(folder, desk, free, engine, stopwatch, clock, optimised, memory, models_max)
+    device = Device(folder, desk, free, engine, stopwatch, clock, optimised, memory, models_max, cold)
     await device.executor.start()
     try:
         yield device

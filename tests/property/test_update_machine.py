@@ -96,6 +96,10 @@ class Updates(RuleBasedStateMachine):
     def the_engine_changes(self, version: int) -> None:
         self.world.change_engine(version)
 
+    @rule()
+    def somebody_asks(self) -> None:
+        self.world.happen(lambda at: ev.Wanted(at=at))
+
     @rule(tight=st.booleans())
     def memory_changes(self, tight: bool) -> None:
         self.world.shrink(tight=tight)

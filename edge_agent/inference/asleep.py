@@ -1,0 +1,78 @@
+"""Models that are installed and not in memory: the first request wakes them, and others that come meanwhile wait too.
+
+Whoever loads models is asked to (`ask_for`), and says how it went by a switch or by `failed`. Requests that wait are
+bounded in number and time, and none of them is on a thread that runs inferences, so a model that takes long to load
+holds up nobody else's. `awake` is called on the event loop, `awake_from_thread` on any other thread.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from common.errors import DeadlineExceeded, FerryError, Unavailable
+from common.ids import ModelName
+from edge_agent.inference.placement import Asleep
+from edge_agent.inference.requests import Overloaded
+
+WAITERS_MAX: Final = 64
+"""Requests that wait for one model; one more is refused at once."""
+WAKE_S_MAX: Final = 60.0
+"""A request waits for a load no longer than this, in seconds, whatever its own timeout is."""
+
+__all__ = ["WAITERS_MAX", "WAKE_S_MAX", "Asleep", "Waking"]
+
+
+class Waking:
+    """Who waits for which model. `ask_for` is called once for all who wait for a model."""
+
+    def __init__(self) -> None:
+        self.ask_for: Callable[[ModelName], None] = lambda _: None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: dict[ModelName, tuple[asyncio.Future[None], int]] = {}
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop on which models are put to sleep and woken."""
+        if self._loop is None:
+            raise AssertionError("nothing was put to sleep yet")
+        return self._loop
+
+    def sleeps(self) -> None:
+        """A model was put to sleep, on the running loop."""
+        self._loop = asyncio.get_running_loop()
+
+    async def awake(self, model: ModelName, timeout_s: float | None) -> None:
+        """Return when the model can answer. Raises `Overloaded`, `DeadlineExceeded`, or why it could not be loaded."""
+        future, waiting = self._waiting.get(model) or (asyncio.get_running_loop().create_future(), 0)
+        if waiting >= WAITERS_MAX:
+            raise Overloaded(f"{waiting} requests wait for {model} to be loaded", fix="try again a little later")
+        self._waiting[model] = future, waiting + 1
+        if not waiting:
+            self.ask_for(model)
+        try:
+            await asyncio.wait_for(asyncio.shield(future), min(timeout_s or WAKE_S_MAX, WAKE_S_MAX))
+        except TimeoutError as error:
+            fix = "allow more time, or try again a little later"
+            raise DeadlineExceeded(f"{model} is being loaded and was not ready in time", fix=fix) from error
+
+    def awake_from_thread(self, model: ModelName, timeout_s: float | None) -> None:
+        """`awake` for a thread that may wait."""
+        asyncio.run_coroutine_threadsafe(self.awake(model, timeout_s), self.loop).result()
+
+    def woken(self, model: ModelName) -> None:
+        """It answers from now on."""
+        future, _ = self._waiting.pop(model, (None, 0))
+        if future and not future.done():
+            future.set_result(None)
+
+    def failed(self, model: ModelName, error: FerryError) -> None:
+        """It could not be loaded: all who wait get `error`."""
+        future, _ = self._waiting.pop(model, (None, 0))
+        if future and not future.done():
+            future.set_exception(error)
+            future.exception()  # nobody may be left to take it
+
+    def close(self) -> None:
+        """Nothing is loaded any more."""
+        for model in list(self._waiting):
+            self.failed(model, Unavailable("the inference server is stopping"))
