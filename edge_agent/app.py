@@ -20,7 +20,7 @@ from common.settings import parse_address
 from edge_agent.broker import AgentLink
 from edge_agent.config import AgentSettings, ModelSettings
 from edge_agent.conversation import Conversation, Rhythm
-from edge_agent.executor import ColdStart, Executor, Parts, Standing, UpdateLimits
+from edge_agent.executor import ColdStart, Executor, Pacing, Parts, Standing, UpdateLimits
 from edge_agent.fetch import DesiredPoll, make_fetcher, open_session
 from edge_agent.fetch.session import tls_context
 from edge_agent.identity import Identity
@@ -37,7 +37,8 @@ from edge_agent.slots import Slots, free_bytes
 from edge_agent.telemetry.recorder import Recorder
 from edge_agent.telemetry.spool import FILE_NAME as SPOOL_FILE
 from edge_agent.telemetry.spool import Spool
-from edge_agent.vitals import Vitals
+from edge_agent.update.pace import PaceLimits
+from edge_agent.vitals import CpuLoad, Vitals
 from edge_agent.watchdog import Pulse, Watched
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ class Agent:
             boot=boot_number(),
             optimised=self._optimised(engine),
             cold=self._cold,
+            pacing=Pacing(server, CpuLoad().percent, clock, self._pace_limits()),
             memory=Memory(available_bytes, used_bytes, reserve_bytes=settings.memory_reserve_bytes),
         )
         executor = Executor(parts, identity.device)
@@ -175,6 +177,14 @@ class Agent:
             bytes_max=settings.optimised_bytes_max,
             reserve_bytes=settings.disk_reserve_bytes,
             free=free_bytes,
+        )
+
+    def _pace_limits(self) -> PaceLimits:
+        settings = self._settings
+        return PaceLimits(
+            cpu_percent_max=settings.defer_cpu_percent,
+            latency_s_max=settings.defer_latency_s,
+            defer_s_max=settings.defer_s_max,
         )
 
     def _cold(self, model: ModelName) -> ColdStart:

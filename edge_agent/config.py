@@ -139,6 +139,20 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     models_max: Annotated[
         int, Meta(ge=0, description="Most models served at one time; one more waits. 0: as many as memory holds.")
     ] = 0
+    defer_cpu_percent: Annotated[
+        float,
+        Meta(
+            gt=0, le=100, description="CPU load of the machine, in percent, at which loading a new release is put off."
+        ),
+    ] = 85.0
+    defer_latency_s: Annotated[
+        float,
+        Meta(gt=0, description="Mean latency of answers, in seconds, at which loading a new release is put off."),
+    ] = 0.5
+    defer_s_max: Annotated[
+        float,
+        Meta(ge=0, description="Longest that a new release waits for a quieter moment, in seconds. 0: it never waits."),
+    ] = 600.0
     cold_start: Annotated[
         ColdStartMode,
         Meta(

@@ -10,6 +10,24 @@ from common.ids import DeviceId, ModelName, Version
 from common.wire import Heartbeat
 
 
+class CpuLoad:
+    """How busy all processors were since the last call, or at first since this was made."""
+
+    def __init__(self) -> None:
+        self._last = self._times()
+
+    def percent(self) -> float:
+        """0 to 100; 0 when no time has passed."""
+        before, self._last = self._last, self._times()
+        total, idle = (now - then for now, then in zip(self._last, before, strict=True))
+        return 100.0 * (1.0 - idle / total) if total > 0 else 0.0
+
+    def _times(self) -> tuple[float, float]:
+        """In all, and idle or waiting for a disk; seconds."""
+        times = psutil.cpu_times()
+        return sum(times[:8]), times.idle + getattr(times, "iowait", 0.0)
+
+
 class Vitals:
     """Reads the machine. CPU load is the mean since the last reading, so there must be one of these."""
 

@@ -7,6 +7,7 @@ machine says `Cancel`, the task's end is awaited and its event dropped, so a lat
 
 from edge_agent.executor.executor import Executor, Standing
 from edge_agent.executor.lane import Lane
+from edge_agent.executor.pacing import Pacing
 from edge_agent.executor.parts import ColdStart, Parts, UpdateLimits
 
-__all__ = ["ColdStart", "Executor", "Lane", "Parts", "Standing", "UpdateLimits"]
+__all__ = ["ColdStart", "Executor", "Lane", "Pacing", "Parts", "Standing", "UpdateLimits"]

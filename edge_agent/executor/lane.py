@@ -38,6 +38,7 @@ class Lane:
         self.state = state
         self._stuck = ""
         self._remark = ""
+        self._deferred = ""
         self._parts = parts
         self._queue: asyncio.Queue[tuple[ev.Event, int | None]] = asyncio.Queue()
         self._moved = asyncio.Event()
@@ -73,12 +74,18 @@ class Lane:
     @property
     def detail(self) -> str:
         """A sentence for the report; empty when there is nothing the state does not say itself."""
-        return self._stuck or self._remark
+        return self._stuck or self._deferred or self._remark
 
     def remark(self, what: str) -> None:
         """Something about the slots for the report, until the next remark."""
         if what != self._remark:
             self._remark = what
+            self._parts.changed()
+
+    def _defer(self, why: str) -> None:
+        """What a load waits for, for the report."""
+        if why != self._deferred:
+            self._deferred = why
             self._parts.changed()
 
     def wants(self, download: Digest) -> bool:
@@ -244,6 +251,8 @@ class Lane:
             await self._serve(self.state.installed, awake=True)
 
     async def _warm(self, release: Installed) -> ev.Event:
+        if self._parts.pacing and self.state.stage is Stage.WARMING:
+            await self._parts.pacing.clear(self._defer)
         found = await trial.warm(self._parts, self.state.model, release, self.state.installed)
         if isinstance(found, ev.Event):
             return found

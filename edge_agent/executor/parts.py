@@ -10,6 +10,7 @@ from common.backoff import Backoff
 from common.clock import Clock
 from common.ids import ModelName
 from common.trust import PublicKey
+from edge_agent.executor.pacing import Pacing
 from edge_agent.fetch import Fetching
 from edge_agent.inference.memory import Memory
 from edge_agent.inference.optimised import OptimisedModels
@@ -67,3 +68,4 @@ class Parts(NamedTuple):
     optimised: OptimisedModels | None = None
     memory: Memory | None = None
     cold: Callable[[ModelName], ColdStart] = _resident
+    pacing: Pacing | None = None

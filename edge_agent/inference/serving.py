@@ -364,6 +364,11 @@ class ModelServer:
         ]
         return tuple(sorted([*in_memory, *self._resting.values()], key=lambda one: one.model))
 
+    def answered(self) -> tuple[int, float]:
+        """Requests that the releases in service have answered, and in how many seconds, queueing included."""
+        counts = [placement.current.statistics() for placement in list(self._placements.values())]
+        return sum(one.answered for one in counts), sum(one.answered_s for one in counts)
+
     def in_memory(self) -> frozenset[ModelName]:
         """The models of which a release is in memory."""
         return frozenset(self._placements)

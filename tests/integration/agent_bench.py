@@ -11,7 +11,7 @@ import numpy as np
 from common.backoff import Backoff
 from common.clock import Clock, SystemClock
 from common.wire import ReportedModel, UpdateReport
-from edge_agent.executor import ColdStart, Executor, Parts, UpdateLimits
+from edge_agent.executor import ColdStart, Executor, Pacing, Parts, UpdateLimits
 from edge_agent.fetch import FetchLimits, make_fetcher, open_session
 from edge_agent.inference.engine import Engine
 from edge_agent.inference.memory import Memory
@@ -42,6 +42,7 @@ class Device:
         memory: Memory | None = None,
         models_max: int = 0,
         cold: ColdStart = ColdStart(),  # noqa: B008 (frozen)
+        pacing: Callable[[ModelServer], Pacing] | None = None,
     ) -> None:
         self.journal = Journal(folder / "journal.db")
         self.slots = Slots(folder, free=lambda _: free())
@@ -66,6 +67,7 @@ class Device:
                 changed=lambda: None,
                 optimised=optimised,
                 memory=memory,
+                pacing=pacing(self.server) if pacing else None,
                 cold=lambda _: cold,
                 limits=UpdateLimits(
                     models_max=models_max, rest_check_s=0.05, health_s=0.05, backoff=Backoff(base_s=0.05, cap_s=0.1)
@@ -122,9 +124,10 @@ async def device_at(
     memory: Memory | None = None,
     models_max: int = 0,
     cold: ColdStart = ColdStart(),  # noqa: B008 (frozen)
+    pacing: Callable[[ModelServer], Pacing] | None = None,
 ) -> AsyncIterator[Device]:
     """A device that runs for the block. `engine` and `stopwatch` are the model server's; by default the real ones."""
-    device = Device(folder, desk, free, engine, stopwatch, clock, optimised, memory, models_max, cold)
+    device = Device(folder, desk, free, engine, stopwatch, clock, optimised, memory, models_max, cold, pacing)
     await device.executor.start()
     try:
         yield device
