@@ -26,6 +26,7 @@ from edge_agent.fetch.session import tls_context
 from edge_agent.identity import Identity
 from edge_agent.inference.http import inference_app
 from edge_agent.inference.listening import listen
+from edge_agent.inference.live import LiveModels
 from edge_agent.inference.memory import Memory
 from edge_agent.inference.optimised import OptimisedModels
 from edge_agent.inference.ort import OrtEngine
@@ -132,6 +133,7 @@ class Agent:
             ),
             boot=boot_number(),
             optimised=self._optimised(engine),
+            live=LiveModels(),
             cold=self._cold,
             pacing=Pacing(server, CpuLoad().percent, clock, self._pace_limits()),
             memory=Memory(available_bytes, used_bytes, reserve_bytes=settings.memory_reserve_bytes),

@@ -251,7 +251,11 @@ class Lane:
             await self._serve(self.state.installed, awake=True)
 
     async def _warm(self, release: Installed) -> ev.Event:
-        if self._parts.pacing and self.state.stage is Stage.WARMING:
+        if (
+            self._parts.pacing
+            and self.state.stage is Stage.WARMING
+            and not await trial.needs_no_load(self._parts, self.state.model, release)
+        ):
             await self._parts.pacing.clear(self._defer)
         found = await trial.warm(self._parts, self.state.model, release, self.state.installed)
         if isinstance(found, ev.Event):

@@ -12,6 +12,7 @@ from common.ids import ModelName
 from common.trust import PublicKey
 from edge_agent.executor.pacing import Pacing
 from edge_agent.fetch import Fetching
+from edge_agent.inference.live import LiveModels
 from edge_agent.inference.memory import Memory
 from edge_agent.inference.optimised import OptimisedModels
 from edge_agent.inference.serving import ModelServer
@@ -69,3 +70,4 @@ class Parts(NamedTuple):
     memory: Memory | None = None
     cold: Callable[[ModelName], ColdStart] = _resident
     pacing: Pacing | None = None
+    live: LiveModels | None = None

@@ -59,7 +59,7 @@ async def _load(parts: Parts, model: ModelName, release: Installed) -> Candidate
         release.inputs,
         release.outputs,
         samples=_samples(parts, model, release),
-        load=_optimised(parts, model, release),
+        load=_loader(parts, model, release),
     )
     if tested := candidate.tested:
         extra = {"model": model, "version": release.version, "samples": tested.samples, "latency_s": tested.latency_s}
@@ -140,7 +140,7 @@ async def warm(
     parts: Parts, model: ModelName, release: Installed, installed: Installed | None = None
 ) -> Candidate | ev.Event:
     """The candidate, ready to be switched to, or the event that says why not. What serves now is `installed`."""
-    if no_room := room(parts, model, release, installed):
+    if not await needs_no_load(parts, model, release) and (no_room := room(parts, model, release, installed)):
         return no_room
     try:
         candidate = await load(parts, model, release)
@@ -156,9 +156,17 @@ async def warm(
     return candidate
 
 
-def _optimised(parts: Parts, model: ModelName, release: Installed) -> Load | None:
-    cache = parts.optimised
-    return (lambda path: cache.load(model, path, release.identity)) if cache else None
+def _loader(parts: Parts, model: ModelName, release: Installed) -> Load:
+    """The cheapest way to a session: on one that runs, from the kept graph, or plainly."""
+    cache, live = parts.optimised, parts.live
+    full = (lambda path: cache.load(model, path, release.identity)) if cache else parts.server.load_plainly
+    return (lambda path: live.load(model, path, full)) if live else full
+
+
+async def needs_no_load(parts: Parts, model: ModelName, release: Installed) -> bool:
+    """Whether `release` can run on a session that is in memory."""
+    path = parts.slots.path(model, release.slot, release.onnx_file)
+    return parts.live is not None and await asyncio.to_thread(parts.live.suits, model, path)
 
 
 def _samples(parts: Parts, model: ModelName, release: Installed) -> SamplesFile | None:

@@ -95,18 +95,25 @@ class OrtSession:
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
+        self.overridable = tuple(_spec(node) for node in session.get_overridable_initializers())
         self._session = session
         self._running: dict[int, onnxruntime.RunOptions] = {}
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """See `Session.run`."""
+        return self.run_with(feeds, {}, outputs)
+
+    def run_with(
+        self, feeds: Mapping[str, Array], given: Mapping[str, Array], outputs: Sequence[str]
+    ) -> dict[str, Array]:
+        """`run` with other values for some of `overridable`; see `edge_agent.inference.live`."""
         options = onnxruntime.RunOptions()
         if sum(array.nbytes for array in feeds.values()) > ARENA_KEEP_INPUT_BYTES:
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         thread = threading.get_ident()
         self._running[thread] = options
         try:
-            arrays = self._session.run(list(outputs), dict(feeds), options)
+            arrays = self._session.run(list(outputs), {**feeds, **given}, options)
         except Exception as error:  # the runtime's errors have no common base class
             raise _named(error, "the model failed") from error
         finally:

@@ -132,6 +132,11 @@ class ModelServer:
         return self._engine.platform
 
     @property
+    def load_plainly(self) -> Load:
+        """The engine's own way to make a session of a file."""
+        return self._engine.load
+
+    @property
     def ready(self) -> bool:
         """Whether requests are accepted."""
         return not self._flow.closed

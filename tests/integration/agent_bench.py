@@ -14,6 +14,7 @@ from common.wire import ReportedModel, UpdateReport
 from edge_agent.executor import ColdStart, Executor, Pacing, Parts, UpdateLimits
 from edge_agent.fetch import FetchLimits, make_fetcher, open_session
 from edge_agent.inference.engine import Engine
+from edge_agent.inference.live import LiveModels
 from edge_agent.inference.memory import Memory
 from edge_agent.inference.optimised import OptimisedModels
 from edge_agent.inference.ort import OrtEngine
@@ -69,6 +70,7 @@ class Device:
                 memory=memory,
                 pacing=pacing(self.server) if pacing else None,
                 cold=lambda _: cold,
+                live=LiveModels(),
                 limits=UpdateLimits(
                     models_max=models_max, rest_check_s=0.05, health_s=0.05, backoff=Backoff(base_s=0.05, cap_s=0.1)
                 ),
