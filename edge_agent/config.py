@@ -152,7 +152,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     defer_s_max: Annotated[
         float,
         Meta(ge=0, description="Longest that a new release waits for a quieter moment, in seconds. 0: it never waits."),
-    ] = 600.0
+    ] = 60.0
     cold_start: Annotated[
         ColdStartMode,
         Meta(

@@ -13,6 +13,9 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
+# Tests keep every machine busy, and an agent would put its updates off for that.
+os.environ["FERRY_AGENT_DEFER_S_MAX"] = "0"
+
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for the tests that load onnxruntime themselves, to compare with
 
 MODELS = Path(__file__).parent.parent / ".demo/models"

@@ -8,7 +8,7 @@ some moment may go on: when the device is not busy, or when it has waited for `d
     >>> busy = judged(Pace(), [Sample(cpu_percent=97.0, latency_s=None)], PaceLimits())
     >>> busy.busy, judged(busy, [Sample(cpu_percent=80.0, latency_s=None)], PaceLimits()).busy
     (True, True)
-    >>> may_load(busy, waited_s=5.0, limits=PaceLimits()), may_load(busy, waited_s=600.0, limits=PaceLimits())
+    >>> may_load(busy, waited_s=5.0, limits=PaceLimits()), may_load(busy, waited_s=60.0, limits=PaceLimits())
     (False, True)
 """
 
@@ -37,7 +37,7 @@ class PaceLimits(msgspec.Struct, frozen=True, kw_only=True):
     latency_s_max: float = 0.5
     free_share: float = 0.9
     """Busy ends below this share of both limits."""
-    defer_s_max: float = 600.0
+    defer_s_max: float = 60.0
     """0: nothing is ever deferred."""
 
 

@@ -36,7 +36,9 @@ def identity_at(desk: ReleaseDesk, broker_port: int | None = None) -> Identity:
 async def agent_at(
     folder: Path, desk: ReleaseDesk, listen: str = "127.0.0.1:0", broker_port: int | None = None, poll_s: float = 0.0
 ) -> AsyncIterator[Agent]:
-    settings = AgentSettings(data=folder, inference_listen=listen, telemetry_s=0.2, disk_reserve_bytes=0, poll_s=poll_s)
+    settings = AgentSettings(
+        data=folder, inference_listen=listen, telemetry_s=0.2, disk_reserve_bytes=0, poll_s=poll_s, defer_s_max=0
+    )
     agent = Agent(settings, identity_at(desk, broker_port))
     await agent.start()
     try:

@@ -54,7 +54,7 @@ def test_nothing_waits_longer_than_the_maximum(windows: list[list[Sample]], wait
     pace = (paces(windows) or [Pace()])[-1]
     assert may_load(pace, waited_s=LIMITS.defer_s_max + waited_s, limits=LIMITS)
     assert may_load(Pace(), waited_s=waited_s, limits=LIMITS)
-    assert may_load(Pace(True, "busy"), waited_s=min(waited_s, 599.0), limits=LIMITS) is False
+    assert may_load(Pace(True, "busy"), waited_s=min(waited_s, 59.0), limits=LIMITS) is False
 
 
 def test_no_news_changes_nothing() -> None:

@@ -145,4 +145,5 @@ class Fleet:
     def _agent(self, name: str, bytes_per_s: int) -> Program:
         arguments = ["edge_agent", "run", "--data", str(self.data_of(name)), "--inference-listen", "127.0.0.1:0"]
         environment = {"FERRY_AGENT_DOWNLOAD_RATE_BYTES_PER_S": str(bytes_per_s), "FERRY_AGENT_TELEMETRY_S": "2"}
+        environment["FERRY_AGENT_DEFER_S_MAX"] = "0"  # what keeps this machine busy is the demo itself
         return Program(name, self.folder, arguments, environment)
