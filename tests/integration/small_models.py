@@ -18,7 +18,7 @@ from common.clock import SystemClock
 from common.ids import ModelName, Version
 from edge_agent.inference.engine import Session
 from edge_agent.inference.ort import OrtEngine
-from edge_agent.inference.serving import ModelServer
+from edge_agent.inference.serving import QUEUE_REQUESTS_MAX, RUN_S_MAX, ModelServer
 from edge_agent.telemetry.recorder import Recorder
 
 MODEL = ModelName("adder")
@@ -224,11 +224,15 @@ class HeldEngine(OrtEngine):
 class Bench:
     """A model server on a folder of small models, with its telemetry."""
 
-    def __init__(self, folder: Path, **settings: int) -> None:
+    def __init__(
+        self, folder: Path, *, workers: int | None = None, queue: int = QUEUE_REQUESTS_MAX, run_s_max: float = RUN_S_MAX
+    ) -> None:
         self.folder = folder
         self.engine = HeldEngine()
         self.recorder = Recorder(0.0)
-        self.server = ModelServer(self.engine, self.recorder, SystemClock(), **settings)
+        self.server = ModelServer(
+            self.engine, self.recorder, SystemClock(), workers=workers, queue=queue, run_s_max=run_s_max
+        )
 
     async def put(self, version: str, make: Callable[[Path], Path], outputs: tuple[TensorSpec, ...] = Y) -> None:
         """Make a model and switch to it, without committing."""
