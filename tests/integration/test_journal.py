@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -163,8 +164,21 @@ def states_of_every_kind() -> list[ModelState]:
 @pytest.mark.parametrize("state", states_of_every_kind(), ids=lambda state: state.stage.value)
 def test_the_first_release_of_the_agent_reads_what_this_one_writes(state: ModelState) -> None:
     """Until an update of the agent itself is committed, the old program may have to take over again."""
-    read = msgspec.json.decode(msgspec.json.encode(state), type=reader_1.State)
-    assert msgspec.json.encode(read) == msgspec.json.encode(state), "nothing that it knew means something else"
+    written = msgspec.json.encode(state)
+    read = msgspec.json.encode(msgspec.json.decode(written, type=reader_1.State))
+    assert_is_part(msgspec.json.decode(read), msgspec.json.decode(written))
+
+
+def assert_is_part(read: Any, written: Any) -> None:
+    """Nothing that the old program knows means something else; what it does not know it skips."""
+    if isinstance(read, dict):
+        for key, value in read.items():
+            assert_is_part(value, written[key])
+    elif isinstance(read, list):
+        for one, other in zip(read, written, strict=True):
+            assert_is_part(one, other)
+    else:
+        assert read == written
 
 
 def test_what_a_later_format_adds_is_skipped(journal: Journal, tmp_path: Path) -> None:
