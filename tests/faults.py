@@ -107,7 +107,8 @@ class FaultProxy:
                     left -= len(piece)
                     if left <= 0:  # not reset: that would throw away what the client has not read yet
                         writer.close()
-                        return await writer.wait_closed()
+                        await writer.wait_closed()
+                        return
             writer.write_eof()
             await writer.drain()
 
