@@ -48,7 +48,8 @@ BUSY_S = 10.0
 TABLES = """
 CREATE TABLE IF NOT EXISTS models (model TEXT PRIMARY KEY, state TEXT) STRICT;
 CREATE TABLE IF NOT EXISTS numbers (name TEXT PRIMARY KEY, value INTEGER) STRICT;
-CREATE TABLE IF NOT EXISTS orders (id INTEGER PRIMARY KEY, generation INTEGER, etag TEXT, envelope BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS orders
+    (id INTEGER PRIMARY KEY, generation INTEGER, etag TEXT, envelope BLOB NOT NULL) STRICT;
 """
 # Upserts, because a replaced row would lose the columns of a later format.
 SAVE_MODEL = "INSERT INTO models (model, state) VALUES (?, ?) ON CONFLICT DO UPDATE SET state = excluded.state"
