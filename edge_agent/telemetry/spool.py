@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import msgspec
-from sqlite_utils import Database
 
 from common import durable
 from common.errors import StorageFailed, StorageFull
@@ -30,6 +29,12 @@ FILE_NAME = "telemetry.db"
 UNREADABLE_SUFFIX = ".unreadable"
 ROWS_MAX = 20_000
 BYTES_MAX = 8 * 1024 * 1024
+TABLES = """
+create table if not exists windows (id integer primary key autoincrement, data blob not null, bytes integer not null);
+create table if not exists counters (name text primary key, value integer);
+insert or ignore into counters (name, value) values ('lost', 0);
+"""
+"""`autoincrement`: ids are never used again."""
 BUSY_TIMEOUT_S = 5.0
 """How long to wait for somebody who looks into the file with another program."""
 
@@ -142,16 +147,9 @@ def _open(path: Path) -> sqlite3.Connection:
 def _prepared(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
     try:
-        database = Database(connection)
-        database.enable_wal()
+        connection.execute("pragma journal_mode = wal")
         connection.execute("pragma synchronous = normal")
-        # Raw SQL for what sqlite-utils does not say: ids that are never used again.
-        connection.execute(
-            "create table if not exists windows"
-            " (id integer primary key autoincrement, data blob not null, bytes integer not null)"
-        )
-        database.table("counters").create({"name": str, "value": int}, pk="name", if_not_exists=True)
-        database.table("counters").insert({"name": "lost", "value": 0}, ignore=True)
+        connection.executescript(TABLES)
         connection.execute("select count(*) from windows").fetchone()
     except BaseException:
         connection.close()

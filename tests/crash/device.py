@@ -5,14 +5,13 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-import aiohttp
 import numpy as np
 
 from common.backoff import Backoff
 from common.clock import SystemClock
 from common.errors import FerryError
 from edge_agent.executor import Executor, Parts, Standing, UpdateLimits
-from edge_agent.fetch import FetchLimits, make_fetcher
+from edge_agent.fetch import FetchLimits, Session, make_fetcher
 from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import FILE_NAME, Journal
 from edge_agent.slots import Slots
@@ -36,7 +35,7 @@ class Device:
         self,
         folder: Path,
         desk: ReleaseDesk,
-        session: aiohttp.ClientSession,
+        session: Session,
         told: Callable[[Standing], None],
         boot: int,
     ) -> None:
