@@ -215,7 +215,7 @@ class HeldEngine(OrtEngine):
         self.used_after_close = False
         self.sessions: list[HeldSession] = []
 
-    def load(self, path: Path) -> HeldSession:  # type: ignore[override]  # the port is Session; the base names its own
+    def load(self, path: Path, libraries: Sequence[Path] = ()) -> HeldSession:  # type: ignore[override]  # a Session
         session = HeldSession(super().load(path), self)
         self.sessions.append(session)
         return session
