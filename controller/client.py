@@ -14,7 +14,7 @@ import random
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -37,6 +37,7 @@ from controller.resources import (
     CollectGarbage,
     CreateJoinToken,
     DeviceView,
+    GivenPipeline,
     GivenSelfTest,
     HealthView,
     JoinTokenCreated,
@@ -137,15 +138,19 @@ class FerryClient:
         variants: Mapping[str, Path],
         on_progress: Progress | None = None,
         self_tests: Mapping[str, SelfTestDraft] | None = None,
+        *,
+        pipelines: Mapping[str, GivenPipeline] | None = None,
+        custom_ops: Mapping[str, Sequence[Path]] | None = None,
     ) -> tuple[ReleaseView, bool]:
         """Upload files and make the release `model@version`; whether it is new. `Conflict` if it has other bytes.
 
         `variants` are ONNX files by variant; the files beside them that they keep weights in are found and sent too.
-        `self_tests` are by variant.
+        `self_tests`, `pipelines` and `custom_ops` (shared libraries) are by variant.
         """
-        tests = self_tests or {}
+        tests, libraries = self_tests or {}, custom_ops or {}
         builds = {name: build_of(file, f"variants.{name}") for name, file in variants.items()}
-        paths = [*(path for paths in builds.values() for path in paths), *(test.samples for test in tests.values())]
+        groups = (*builds.values(), *libraries.values())
+        paths = [*(path for paths in groups for path in paths), *(test.samples for test in tests.values())]
         references = {path: reference_of(path) for path in paths}
         request = PublishRelease(
             model=parse_model_name(model),
@@ -156,6 +161,10 @@ class FerryClient:
                     samples=references[test.samples].digest, rules=dict(test.rules), latency_max_s=test.latency_max_s
                 )
                 for name, test in tests.items()
+            },
+            pipelines=dict(pipelines or {}),
+            custom_ops={
+                name: {path.name: references[path].digest for path in paths} for name, paths in libraries.items()
             },
         )
         total = sum(artifact.size for artifact in references.values())

@@ -15,7 +15,9 @@ import msgspec
 from msgspec import Meta
 
 from common import ids
+from common.artifact import TensorSpec
 from common.artifact.manifest import FILES_PER_VARIANT_MAX, VARIANTS_MAX, ArtifactRef, ReleaseManifest
+from common.artifact.pipeline import Steps
 from common.artifact.selftest import LATENCY_S_MAX, RULES_MAX, Rule
 from common.ids import DeviceId, Digest, ModelName, Version
 from common.trust import PublicKey
@@ -157,17 +159,29 @@ class GivenSelfTest(Request, frozen=True, kw_only=True):
     latency_max_s: Annotated[float, Meta(gt=0, le=LATENCY_S_MAX)] | None = None
 
 
+class GivenPipeline(Request, frozen=True, kw_only=True):
+    """The steps before and after the model of a variant, and the tensors that callers send and get."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    before: Steps = ()
+    after: Steps = ()
+
+
 class PublishRelease(Request, frozen=True, kw_only=True):
     """A release made of blobs that were uploaded before: variant -> file name -> digest.
 
     A variant is one ONNX file, whose name ends in `.onnx` if it has company, and exactly the files that it keeps
-    weights in (external data), under the names that it knows them by. `self_tests` are by variant.
+    weights in (external data), under the names that it knows them by. `self_tests` and `pipelines` are by variant, and
+    so are the shared libraries in `custom_ops`: file name -> digest.
     """
 
     model: GivenModel
     version: GivenVersion
     variants: Annotated[dict[str, GivenFiles], Meta(min_length=1, max_length=VARIANTS_MAX)]
     self_tests: Annotated[dict[str, GivenSelfTest], Meta(max_length=VARIANTS_MAX)] = {}
+    pipelines: Annotated[dict[str, GivenPipeline], Meta(max_length=VARIANTS_MAX)] = {}
+    custom_ops: Annotated[dict[str, GivenFiles], Meta(max_length=VARIANTS_MAX)] = {}
 
 
 class ReleaseView(View, frozen=True, kw_only=True):

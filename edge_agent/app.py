@@ -100,8 +100,12 @@ class Agent:
         spool = Spool(settings.data / SPOOL_FILE, bytes_max=settings.telemetry_bytes_max)
         running.callback(spool.close)
         recorder = Recorder(clock.now())
+        native = settings.custom_ops == "allow"
         server = self._server = ModelServer(
-            OrtEngine(), self._observed(recorder, running), clock, run_s_max=settings.inference_s_max
+            OrtEngine(custom_ops=native),
+            self._observed(recorder, running),
+            clock,
+            run_s_max=settings.inference_s_max,
         )
         running.push_async_callback(server.close)
         session = await running.enter_async_context(open_session(identity.device_token, settings.ca_file))
@@ -119,6 +123,7 @@ class Agent:
                 scrub_interval_s=settings.scrub_interval_s, scrub_bytes_per_s=settings.scrub_bytes_per_s
             ),
             boot=boot_number(),
+            custom_ops=native,
         )
         executor = Executor(parts, identity.device)
         self._standing = executor.standing

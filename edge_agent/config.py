@@ -74,6 +74,13 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "list in the file, separated by commas elsewhere.",
         ),
     ] = ("default",)
+    custom_ops: Annotated[
+        Literal["allow", "refuse"],
+        Meta(
+            description="Whether releases may bring shared libraries with operators of their own. That is native code "
+            "that runs with all rights of the agent; `refuse` rejects such releases."
+        ),
+    ] = "refuse"
     heartbeat_s: Annotated[
         float, Meta(ge=0, le=20, description="Seconds between heartbeats. 0: as the controller said at the join.")
     ] = 0.0

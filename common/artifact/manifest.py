@@ -7,7 +7,8 @@ envelope (`common.trust`), which is itself an artifact.
 
 A variant is one ONNX file and the files that it keeps weights in (external data), each under the name by which the ONNX
 file refers to it: a plain name, so that a device may use it inside a folder of its own as it stands. It may carry a
-self-test: one file more, with samples, which devices that know no self-tests take along like any other.
+self-test: one file more, with samples, which devices that know no self-tests take along like any other. It may declare
+steps around the model (`pipeline`), and name shared libraries with operators of its own (`custom_ops`) among its files.
 """
 
 from typing import Annotated
@@ -15,7 +16,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from common.artifact.pipeline import Pipeline
 from common.artifact.selftest import SelfTest
+from common.artifact.tensor_spec import TensorSpec
 from common.errors import IntegrityFailure
 from common.ids import Digest, ModelName, ReleaseRef, Version
 
@@ -35,17 +38,11 @@ class ArtifactRef(msgspec.Struct, frozen=True, order=True):
     size: Annotated[int, Meta(ge=0)]
 
 
-class TensorSpec(msgspec.Struct, frozen=True):
-    """One input or output; `datatype` as in the Open Inference Protocol V2 (`FP32`...), -1 for an open axis."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-
-
 class Variant(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One build of the release: `files` by name, `model` the name of the ONNX file, the others its external data and
-    the samples of its self-test.
+    """One build of the release: `files` by name, `model` the name of the ONNX file, the others its external data, the
+    samples of its self-test, and libraries with `custom_ops`.
+
+    `inputs` and `outputs` are what callers send and get: with a `pipeline` not those of the ONNX file.
     """
 
     files: Annotated[
@@ -56,13 +53,17 @@ class Variant(msgspec.Struct, frozen=True, omit_defaults=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     self_test: SelfTest | None = None
+    pipeline: Pipeline | None = None
+    custom_ops: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in (self.model, *((self.self_test.samples,) if self.self_test else ())):
+        for name in self._named:
             if name not in self.files:
                 raise ValueError(f"there is no file {name[:80]!r} among the files")
         if self.self_test and self.self_test.samples == self.model:
             raise ValueError("the samples of the self-test are the model itself")
+        if len(set(self._named)) != len(self._named):
+            raise ValueError("a file is named twice, as model, samples or library")
 
     @property
     def artifact(self) -> ArtifactRef:
@@ -72,8 +73,13 @@ class Variant(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def data_files(self) -> tuple[str, ...]:
         """The names of the files that the ONNX file keeps weights in, in order."""
-        samples = self.self_test.samples if self.self_test else None
-        return tuple(sorted(self.files.keys() - {self.model, samples}))
+        return tuple(sorted(self.files.keys() - set(self._named)))
+
+    @property
+    def _named(self) -> tuple[str, ...]:
+        """Every file that has a part of its own."""
+        samples = (self.self_test.samples,) if self.self_test else ()
+        return (self.model, *samples, *self.custom_ops)
 
     @property
     def size(self) -> int:

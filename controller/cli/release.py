@@ -17,6 +17,7 @@ from controller.cli.output import Output, milliseconds, share, size, table, when
 from controller.cli.values import duration, parse_variants
 
 if TYPE_CHECKING:
+    from controller.cli.reference_run import Extras
     from controller.client import FerryClient, Progress, SelfTestDraft
     from controller.resources import ReleaseView
 
@@ -42,6 +43,8 @@ def release() -> None:
     "--tolerance", "tolerances", multiple=True, metavar="PARTS", help="E.g. output=scores,rtol=1e-3,atol=1e-4."
 )
 @click.option("--latency-max", "latencies", multiple=True, metavar="[VARIANT=]SECONDS", help="Bound for each sample.")
+@click.option("--pipeline", "pipelines", multiple=True, metavar="[VARIANT=]FILE", help="Steps around the model, TOML.")
+@click.option("--custom-ops", multiple=True, metavar="[VARIANT=]FILE", help="A shared library with operators (.so).")
 @connected
 def publish(
     ferry: "FerryClient",
@@ -54,19 +57,31 @@ def publish(
     expected: Path | None,
     tolerances: tuple[str, ...],
     latencies: tuple[str, ...],
+    pipelines: tuple[str, ...],
+    custom_ops: tuple[str, ...],
 ) -> None:
     """Upload FILE (the variant `default`) and publish it as NAME@VERSION, for good.
 
     Files beside it that it keeps weights in (external data) are found and belong to the release. With --samples every
     variant is run on them here, and devices must come to the same answers before they use it. --tolerance takes rtol=X,
-    atol=X, exact or top1, and output=NAME and variant=NAME to say where it holds.
+    atol=X, exact or top1, and output=NAME and variant=NAME to say where it holds. With --pipeline callers see what goes
+    into the first step and what comes out of the last; the plug-ins must be installed here.
     """
     ref, files = ReleaseRef.parse(name), parse_variants(file, variants)
     with tempfile.TemporaryDirectory(prefix="ferry-samples-") as folder, _upload_progress(str(ref)) as progress:
+        extras = _extras(files, pipelines, custom_ops)
         drafts = _self_tests(
-            files, Path(folder), samples=samples, expected=expected, tolerances=tolerances, latencies=latencies
+            files, Path(folder), extras, samples=samples, expected=expected, tolerances=tolerances, latencies=latencies
         )
-        view, created = ferry.publish(ref.model, ref.version, files, progress, drafts)
+        view, created = ferry.publish(
+            ref.model,
+            ref.version,
+            files,
+            progress,
+            drafts,
+            pipelines={name: one.pipeline.given for name, one in extras.items() if one.pipeline},
+            custom_ops={name: one.libraries for name, one in extras.items() if one.libraries},
+        )
     click.echo(f"{ref} {'is published' if created else 'was published before, with the same bytes'}", err=True)
     output.item(view, _COLUMNS, lambda one: one.name)
 
@@ -89,6 +104,8 @@ def show(ferry: "FerryClient", output: Output, name: str) -> None:
     if output.is_table:
         click.echo("\n" + table(_file_rows(view)))
         click.echo("\n" + table(_tensor_rows(view)))
+        if steps := _step_rows(view):
+            click.echo("\n" + table(steps))
         tests = _test_rows(view)
         click.echo("\n" + (table(tests) if tests else "no self-test"))
 
@@ -167,6 +184,17 @@ def _tensor_rows(view: "ReleaseView") -> list[list[str]]:
     return rows
 
 
+def _step_rows(view: "ReleaseView") -> list[list[str]]:
+    """The steps around the models and the libraries with operators; empty when there are none."""
+    rows = []
+    for name, variant in view.manifest.variants.items():
+        pipeline = variant.pipeline
+        for where, steps in (("before", pipeline.before), ("after", pipeline.after)) if pipeline else ():
+            rows += [[name, where, f"{one.plugin} {one.version}", ", ".join(one.code) or "-"] for one in steps]
+        rows += [[name, "operators", library, variant.files[library].digest] for library in variant.custom_ops]
+    return [["VARIANT", "PART", "CODE", "DIGEST"], *rows] if rows else []
+
+
 def _test_rows(view: "ReleaseView") -> list[list[str]]:
     """The outputs that devices compare; empty when there are none."""
     rows = []
@@ -177,9 +205,31 @@ def _test_rows(view: "ReleaseView") -> list[list[str]]:
     return [["VARIANT", "SAMPLES", "OUTPUT", "TOLERANCE", "LATENCY"], *rows] if rows else []
 
 
+def _extras(files: dict[str, Path], pipelines: tuple[str, ...], custom_ops: tuple[str, ...]) -> "dict[str, Extras]":
+    """Steps and libraries by variant; nothing is imported for those who have none."""
+    if not pipelines and not custom_ops:
+        return {}
+    from controller.cli.pipelines import files_by_variant, open_pipeline, read_pipeline
+    from controller.cli.reference_run import Extras
+    from controller.cli.selftests import signature_of
+
+    libraries, extras = files_by_variant(custom_ops, files, "custom-ops"), {}
+    given = files_by_variant(pipelines, files, "pipeline")
+    for name, file in files.items():
+        draft = None
+        if of_variant := given.get(name):
+            if len(of_variant) > 1:
+                raise InvalidInput(f"{name} has {len(of_variant)}", field="pipeline", fix="give each variant one")
+            signature = signature_of(file, name)
+            draft = open_pipeline(read_pipeline(of_variant[0]), signature.inputs, signature.outputs)
+        extras[name] = Extras(draft, libraries.get(name, ()))
+    return extras
+
+
 def _self_tests(
     files: dict[str, Path],
     folder: Path,
+    extras: "dict[str, Extras]",
     *,
     samples: str | None,
     expected: Path | None,
@@ -200,7 +250,7 @@ def _self_tests(
         tolerances=tuple(map(parse_tolerance, tolerances)),
         latencies=parse_latencies(latencies, files),
     )
-    return make_drafts(files, wishes, folder)
+    return make_drafts(files, wishes, folder, extras)
 
 
 @contextlib.contextmanager

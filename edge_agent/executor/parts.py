@@ -32,7 +32,7 @@ class UpdateLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 class Parts(NamedTuple):
     """The agent's parts that an update needs. `changed` is called after every change that is worth a report; `boot` is
-    the machine's run (see `Journal.begin_run`).
+    the machine's run (see `Journal.begin_run`), `custom_ops` whether releases may bring native code.
     """
 
     journal: Journal
@@ -45,3 +45,4 @@ class Parts(NamedTuple):
     changed: Callable[[], None]
     limits: UpdateLimits = UpdateLimits()
     boot: int = 0
+    custom_ops: bool = False

@@ -7,9 +7,11 @@ import logging
 
 from common.errors import FerryError, Unavailable
 from common.ids import ModelName
+from common.pipelines import PluginMissing
 from edge_agent.executor.acquire import interrupted
 from edge_agent.executor.parts import Parts
 from edge_agent.inference.health import Health, Verdict, judge
+from edge_agent.inference.opening import Extras
 from edge_agent.inference.selftest import SamplesFile
 from edge_agent.inference.serving import Candidate
 from edge_agent.inference.trial import ModelRejected
@@ -34,7 +36,13 @@ async def load(parts: Parts, model: ModelName, release: Installed) -> Candidate 
         return None
     path = parts.slots.path(model, release.slot, release.onnx_file)
     candidate = await parts.server.prepare(
-        model, release.version, path, release.inputs, release.outputs, samples=_samples(parts, model, release)
+        model,
+        release.version,
+        path,
+        release.inputs,
+        release.outputs,
+        samples=_samples(parts, model, release),
+        extras=_extras(parts, model, release),
     )
     if tested := candidate.tested:
         extra = {"model": model, "version": release.version, "samples": tested.samples, "latency_s": tested.latency_s}
@@ -64,7 +72,8 @@ async def serve(parts: Parts, model: ModelName, release: Installed) -> ev.Event 
         parts.server.switch(candidate)
         await parts.server.commit(model)
         return None
-    return ev.Unservable(at=parts.clock.now(), code=trouble.code, detail=str(trouble))
+    mendable = isinstance(trouble, PluginMissing)
+    return ev.Unservable(at=parts.clock.now(), code=trouble.code, detail=str(trouble), mendable=mendable)
 
 
 async def warm(parts: Parts, model: ModelName, release: Installed) -> Candidate | ev.Event:
@@ -86,6 +95,11 @@ async def warm(parts: Parts, model: ModelName, release: Installed) -> Candidate 
 def _samples(parts: Parts, model: ModelName, release: Installed) -> SamplesFile | None:
     test = release.self_test
     return SamplesFile(parts.slots.path(model, release.slot, test.samples), test) if test else None
+
+
+def _extras(parts: Parts, model: ModelName, release: Installed) -> Extras:
+    libraries = tuple(parts.slots.path(model, release.slot, name) for name in release.custom_ops or ())
+    return Extras(release.pipeline or None, libraries)
 
 
 async def watch(parts: Parts, model: ModelName, switched_at: float, probation_s: float) -> ev.Event:

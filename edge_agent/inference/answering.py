@@ -2,7 +2,8 @@
 
 Runs on any thread. What each release did is counted here; who is to blame is decided here and nowhere else: a request
 for which the first release fails is asked of the second, and when that fails too the input is to blame and nobody is
-judged by it. A batch that fails is taken apart, so that no caller suffers for another one's input.
+judged by it. Nor is anybody by what a step of a pipeline calls the caller's fault, unless the second release can answer
+it. A batch that fails is taken apart, so that no caller suffers for another one's input.
 """
 
 from collections.abc import Sequence
@@ -76,10 +77,11 @@ class Answering:
         first, second = request.chosen
         tried = self._attempt(first, request)
         if tried.good or second is None:
-            return self._delivered(first, tried, request, judged=True)
+            return self._delivered(first, tried, request, judged=not tried.refused)
         other = self._attempt(second, request)
         if not other.good:
-            self._recorder.record(second.model, second.version, None, error=True)
+            if not other.refused:
+                self._recorder.record(second.model, second.version, None, error=True)
             return self._delivered(first, tried, request, judged=False)
         first.count(error=True)
         self._recorder.record(first.model, first.version, None, error=True)
@@ -106,5 +108,6 @@ class Answering:
         if judged:
             loaded.count(error=not tried.good)
         latency_s = None if tried.failure else self._clock.monotonic() - request.admitted_at
-        self._recorder.record(loaded.model, loaded.version, latency_s, error=not tried.good)
+        if not tried.refused:
+            self._recorder.record(loaded.model, loaded.version, latency_s, error=not tried.good)
         return Answer(request, tried.failure or Inference(tried.outputs or {}, loaded.version))

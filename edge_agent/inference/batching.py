@@ -26,9 +26,11 @@ BATCH_BYTES_MAX: Final = 16 * 1024 * 1024
 class Batching:
     """What is known about batches of one release. Safe for threads."""
 
-    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    def __init__(
+        self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], *, row_wise: bool = True
+    ) -> None:
         self._lock = threading.Lock()
-        self._possible = has_rows(inputs, outputs)
+        self._possible = row_wise and has_rows(inputs, outputs)
         self._trials = 0
         self._curves: OrderedDict[Hashable, CostCurve] = OrderedDict()
 

@@ -45,10 +45,12 @@ class Engine(Protocol):
     platform: str
     """The engine's name in the Open Inference Protocol's model metadata, for example `onnxruntime_onnx`."""
 
-    def load(self, path: Path) -> Session:
-        """A session for the model file at `path`. Slow (it may take seconds), and it does not hold up other threads.
+    def load(self, path: Path, libraries: Sequence[Path] = ()) -> Session:
+        """A session for the model file at `path`, whose operators may be in shared `libraries` too. Slow (it may take
+        seconds), and it does not hold up other threads.
 
         Raises `EngineFailure` for a file that is not a model or that the engine cannot run, `NotFound` when there is no
-        file, and `Unavailable` when memory ran out, which says nothing about the model.
+        file, and `Unavailable` when memory ran out, which says nothing about the model. `Forbidden` when libraries are
+        not allowed here.
         """
         ...

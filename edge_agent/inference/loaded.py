@@ -14,8 +14,8 @@ from common.artifact import TensorSpec
 from common.artifact.tensors import Array
 from common.ids import ModelName, Version
 from edge_agent.inference.batching import Batching
-from edge_agent.inference.engine import Session
 from edge_agent.inference.health import Health
+from edge_agent.inference.opening import Opened
 
 RUN_ROWS_MAX = 64
 """Runs with more rows are counted together."""
@@ -52,7 +52,7 @@ class Loaded:
         self,
         model: ModelName,
         version: Version,
-        session: Session,
+        opened: Opened,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
     ) -> None:
@@ -60,10 +60,11 @@ class Loaded:
         self.version = version
         self.inputs = inputs
         self.outputs = outputs
-        self.batching = Batching(inputs, outputs)
+        self.example = opened.example
+        self.batching = Batching(inputs, outputs, row_wise=opened.row_wise)
         self.output_names = tuple(spec.name for spec in outputs)
         self.interface = _names_and_types(inputs), _names_and_types(outputs)
-        self._session = session
+        self._session = opened.session
         self._lock = threading.Lock()
         self._pins = 0
         self._retired = False

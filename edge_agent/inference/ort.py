@@ -23,11 +23,14 @@ import onnxruntime
 
 from common.artifact import TensorSpec
 from common.artifact.tensors import Array
-from common.errors import NotFound, Unavailable
+from common.errors import FerryError, NotFound, Unavailable
+from edge_agent.inference.custom_ops import loadable, refuse_custom_ops
 from edge_agent.inference.engine import EngineFailure
 
 ARENA_KEEP_INPUT_BYTES = 256 * 1024
 """Requests with larger inputs give their scratch memory back when they are done."""
+
+CPU = "CPUExecutionProvider"
 
 LOG_NOTHING = 4
 """Severity "fatal": what the runtime would print is in the exception too."""
@@ -52,16 +55,27 @@ _OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory")
 
 
 class OrtEngine:
-    """Loads ONNX files for the CPU."""
+    """Loads ONNX files for the CPU; releases with custom operators only if `custom_ops`."""
 
     platform = "onnxruntime_onnx"
 
-    def load(self, path: Path) -> "OrtSession":
+    def __init__(self, *, custom_ops: bool = False) -> None:
+        self._custom_ops = custom_ops
+
+    def load(self, path: Path, libraries: Sequence[Path] = ()) -> "OrtSession":
         """See `Engine.load`."""
         if not path.is_file():
             raise NotFound(f"no model file at {path}")
+        if libraries and not self._custom_ops:
+            raise refuse_custom_ops()
+        options = _options()
         try:
-            session = onnxruntime.InferenceSession(str(path), _options(), providers=["CPUExecutionProvider"])
+            with loadable(libraries) as names:
+                for name in names:
+                    options.register_custom_ops_library(name)
+            session = onnxruntime.InferenceSession(str(path), options, providers=[CPU])
+        except FerryError:
+            raise
         except Exception as error:  # the runtime's errors have no common base class
             raise _named(error, f"cannot load {path.name}") from error
         return OrtSession(session)

@@ -41,10 +41,12 @@ from edge_agent.inference.flow import FlowLimits, RequestFlow, Terms
 from edge_agent.inference.health import Health
 from edge_agent.inference.loaded import Loaded, Statistics
 from edge_agent.inference.niced import run_niced
+from edge_agent.inference.opening import Extras, Opened, open_release
 from edge_agent.inference.placement import Placement, Placements
 from edge_agent.inference.requests import Inference
 from edge_agent.inference.scheduling import PRIORITY_DEFAULT, WaitingLimits
 from edge_agent.inference.selftest import SamplesFile, Tested, check_answers, measure
+from edge_agent.inference.timelimit import TimeLimited
 from edge_agent.inference.trial import ModelRejected, check, probe
 
 QUEUE_REQUESTS_MAX = 256
@@ -52,6 +54,8 @@ QUEUE_REQUESTS_MAX = 256
 
 RUN_S_MAX = 60.0
 """The engine is stopped when it takes longer for a request: a model may loop for ever on one input."""
+
+NO_EXTRAS = Extras()
 
 
 class Candidate(NamedTuple):
@@ -97,6 +101,7 @@ class ModelServer:
     ) -> None:
         self._engine = engine
         self._clock = clock
+        self._run_s_max = run_s_max
         self._placements = Placements()
         cores = workers or len(os.sched_getaffinity(0))
         limits = FlowLimits(WaitingLimits(queue), run_s_max)
@@ -178,20 +183,22 @@ class ModelServer:
         outputs: tuple[TensorSpec, ...],
         *,
         samples: SamplesFile | None = None,
+        extras: Extras = NO_EXTRAS,
     ) -> Candidate:
-        """Load the model file at `path`, check it against the manifest's `inputs` and `outputs`, warm it up, and let it
-        answer its `samples`.
+        """Load the model file at `path` with its `extras`, check it against the manifest's `inputs` and `outputs`, warm
+        it up, and let it answer its `samples`.
 
         One load at a time, at the lowest priority; only the time that samples take is measured at that of requests.
-        Raises `ModelRejected` (`SelfTestFailed` for wrong answers) when the release is at fault; `NotFound` (no file)
-        and `Unavailable` (no memory) say nothing about it.
+        Raises `ModelRejected` (`SelfTestFailed` for wrong answers) when the release is at fault; `NotFound` (no file),
+        `Unavailable` (no memory) and `PluginMissing` say nothing about it.
         """
 
-        def load() -> tuple[Session, tuple[Sample, ...]]:
-            session = self._engine.load(path)
-            with _closed_on_failure(session):
-                check(session, inputs, outputs)
-                return session, check_answers(session, samples, inputs, outputs) if samples else ()
+        def load() -> tuple[Opened, tuple[Sample, ...]]:
+            opened = open_release(self._engine, path, inputs, extras, self._run_s_max)
+            limited = TimeLimited(opened.session, self._run_s_max)
+            with _closed_on_failure(opened.session):
+                check(limited, inputs, outputs, opened.example)
+                return opened, check_answers(limited, samples, inputs, outputs) if samples else ()
 
         def timed(session: Session, answered: tuple[Sample, ...], terms: SelfTest) -> Tested:
             with _closed_on_failure(session):
@@ -199,11 +206,11 @@ class ModelServer:
 
         async with self._loading:
             try:
-                session, answered = await run_niced(load, f"load-{model}@{version}")
+                opened, answered = await run_niced(load, f"load-{model}@{version}")
             except EngineFailure as error:
                 raise ModelRejected(error.message) from error
-            tested = await asyncio.to_thread(timed, session, answered, samples.terms) if samples else None
-        return Candidate(model, version, Loaded(model, version, session, inputs, outputs), tested)
+            tested = await asyncio.to_thread(timed, opened.session, answered, samples.terms) if samples else None
+        return Candidate(model, version, Loaded(model, version, opened, inputs, outputs), tested)
 
     def switch(self, candidate: Candidate) -> None:
         """Let the candidate answer from the next request on; what ran before becomes its fallback.
@@ -231,7 +238,7 @@ class ModelServer:
 
         def work() -> Health:
             try:
-                return probe(loaded, loaded.inputs, loaded.outputs, count)
+                return probe(loaded, loaded.example, loaded.output_names, count)
             finally:
                 loaded.unpin()
 

@@ -145,11 +145,12 @@ class Mended(Event, frozen=True, kw_only=True):
 
 class Unservable(Event, frozen=True, kw_only=True):
     """The installed release is intact, but after a restart the engine would not load it, or it answered its samples
-    wrongly.
+    wrongly. `mendable`: it lacks something on this device that can be installed.
     """
 
     code: str
     detail: str
+    mendable: bool = False
 
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True):

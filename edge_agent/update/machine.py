@@ -83,7 +83,7 @@ MOVES = (
     _move(ev.SlotLost, {WARMING}, moves.slot_lost, {FETCHING, FAILED}, "slot lost"),
     _move(ev.SlotLost, {FAILED}, moves.slot_lost, (), "slot lost"),
     _move(ev.Mended, GETTING | {IDLE, WARMING, FAILED}, moves.mended, (), "mended"),
-    _move(ev.Unservable, {IDLE}, moves.unservable, {FAILED}, "will not load or answers wrongly"),
+    _move(ev.Unservable, {IDLE}, moves.unservable, {FAILED, WARMING}, "will not load or answers wrongly"),
     _move(ev.Unservable, GETTING | {WARMING, FAILED}, moves.unservable, (), "will not load or answers wrongly"),
 )
 

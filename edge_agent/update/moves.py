@@ -18,7 +18,7 @@ from edge_agent.update.outcomes import (
     refetch,
     settled,
 )
-from edge_agent.update.state import Installed, ModelState, Stage, idle_slot, same_release
+from edge_agent.update.state import Installed, ModelState, Stage, Tally, idle_slot, is_release, same_release
 
 # Orders.
 
@@ -279,10 +279,28 @@ def mended(state: ModelState, event: ev.Mended) -> Step:
 
 def unservable(state: ModelState, event: ev.Unservable) -> Step:
     """Intact bytes that this engine will not load or answers wrongly with: the previous release, no second download."""
+    if event.mendable and state.stage is Stage.IDLE and is_release(state.installed, expected(state)):
+        return lacking(state, event)
     fallen = replace(state, installed=state.previous, previous=None)
     if state.stage is Stage.IDLE:
         fallen = given_up(fallen, "failed", event.at, event.code, event.detail)
     return fallen, serving(fallen)
+
+
+def lacking(state: ModelState, event: ev.Unservable) -> Step:
+    """A plug-in is gone: no verdict. The release is a candidate again until it is back; the previous one serves."""
+    waiting = replace(
+        state,
+        stage=Stage.WARMING,
+        installed=state.previous,
+        candidate=state.installed,
+        previous=None,
+        attempt=1,
+        tally=Tally(),
+        started_at=event.at,
+        trouble=f"{event.code}: {event.detail}",
+    )
+    return waiting, (*serving(waiting), ev.Wait(attempt=0))
 
 
 def tried(state: ModelState) -> Installed:

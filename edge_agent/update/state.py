@@ -11,8 +11,10 @@ from enum import StrEnum
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from common.artifact import ArtifactRef, TensorSpec, digest_of
+from common.artifact.pipeline import Pipeline
 from common.artifact.selftest import SelfTest
 from common.ids import Digest, ModelName, Version
 from common.wire import DesiredModel, Strategy, Transport, UpdateReport
@@ -48,8 +50,8 @@ class Stage(StrEnum):
 
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
-    """A complete, verified release in a slot: all of `files`, of which `onnx_file` is the one to load, and one has the
-    samples of `self_test`, if it carries one.
+    """A complete, verified release in a slot: all of `files`, of which `onnx_file` is the one to load, one has the
+    samples of `self_test`, if it carries one, and some are libraries with `custom_ops`.
     """
 
     slot: Slot
@@ -61,6 +63,9 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     self_test: SelfTest | None = None
+    pipeline: Pipeline | UnsetType = UNSET
+    custom_ops: tuple[str, ...] | UnsetType = UNSET
+    """Not written for releases that have none, so that what the journal says of those stays the same."""
     activated_at: float | None = None
 
     @property

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from common.artifact import ArtifactRef, ReleaseManifest, TensorSpec, Variant
 from common.artifact.digest import digest_of
-from common.artifact.manifest import ArtifactRef, ReleaseManifest, TensorSpec, Variant
 from common.clock import SystemClock
 from common.errors import Conflict, Unavailable
 from common.ids import DeviceId, ModelName, ReleaseRef, Version

@@ -36,6 +36,8 @@ class Device:
         engine: Engine | None = None,
         stopwatch: Clock | None = None,
         clock: Clock | None = None,
+        *,
+        custom_ops: bool = False,
     ) -> None:
         self.journal = Journal(folder / "journal.db")
         self.slots = Slots(folder, free=lambda _: free())
@@ -53,6 +55,7 @@ class Device:
                 keys=desk.keys,
                 changed=lambda: None,
                 limits=UpdateLimits(health_s=0.05, backoff=Backoff(base_s=0.05, cap_s=0.1)),
+                custom_ops=custom_ops,
             ),
             DEVICE,
         )
@@ -101,9 +104,11 @@ async def device_at(
     engine: Engine | None = None,
     stopwatch: Clock | None = None,
     clock: Clock | None = None,
+    *,
+    custom_ops: bool = False,
 ) -> AsyncIterator[Device]:
     """A device that runs for the block. `engine` and `stopwatch` are the model server's; by default the real ones."""
-    device = Device(folder, desk, free, engine, stopwatch, clock)
+    device = Device(folder, desk, free, engine, stopwatch, clock, custom_ops=custom_ops)
     await device.executor.start()
     try:
         yield device

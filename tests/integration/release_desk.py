@@ -97,16 +97,19 @@ class ReleaseDesk:
         parts: Iterable[PartsOffer] = (),
         weights: Mapping[str, bytes] | None = None,
         self_test: SelfTest | None = None,
+        dress: Callable[[Variant], Variant] = lambda variant: variant,
         **changes: Any,
     ) -> DesiredModel:
         """The order for `data`, with `weights` beside it, as `version`. The offers are made for each file.
 
-        `manifest_of` lets the manifest speak of other bytes. The samples of `self_test` are among `weights`.
+        `manifest_of` lets the manifest speak of other bytes. The samples of `self_test` are among `weights`; `dress`
+        puts on what else the variant has.
         """
         refs = {name: self.put(content) for name, content in {ONNX_FILE: data, **(weights or {})}.items()}
         signature = read_signature(BytesSource(data))
         promised = refs | ({ONNX_FILE: self.put(manifest_of)} if manifest_of else {})
         variant = Variant(promised, ONNX_FILE, signature.inputs, signature.outputs, self_test)
+        variant = dress(variant)
         manifest = ReleaseManifest(MODEL, Version(version), {"default": variant})
         envelope = self.put(self.signer.sign(PAYLOAD_TYPE, encode_manifest(manifest)))
         fields: dict[str, Any] = {"order": self.generation + 1, "probation_s": 0.3} | changes

@@ -3,6 +3,7 @@
 The models run on the real engine. All take `x`, FP32 [any, 4], unless they say otherwise, and answer `y`.
 """
 
+import importlib.util
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,24 @@ def adder(path: Path, number: int) -> Path:
     """y = x + number: the answer tells which model gave it."""
     constant = numpy_helper.from_array(np.array([number], np.float32), "number")
     return _save(path, [helper.make_node("Add", ["x", "number"], ["y"])], [constant])
+
+
+def custom_ops_library() -> Path:
+    """A real library with hundreds of operators. It is not imported: it cannot be in one process as a module too."""
+    package = importlib.util.find_spec("onnxruntime_extensions")
+    assert package
+    assert package.origin
+    return next(Path(package.origin).parent.glob("_extensions_pydll*.so"))
+
+
+def upper_case(path: Path) -> Path:
+    """y = x in capitals, both BYTES [any], by the operator of a library (`onnxruntime_extensions`)."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.STRING, ["n"]) for name in ("x", "y"))
+    node = helper.make_node("StringUpper", ["x"], ["y"], domain="ai.onnx.contrib")
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.contrib", 1)]
+    graph = helper.make_graph([node], "upper", [x], [y])
+    save_model(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION), path)
+    return path
 
 
 def nan_unless_zero(path: Path) -> Path:
@@ -215,7 +234,7 @@ class HeldEngine(OrtEngine):
         self.used_after_close = False
         self.sessions: list[HeldSession] = []
 
-    def load(self, path: Path) -> HeldSession:  # type: ignore[override]  # the port is Session; the base names its own
+    def load(self, path: Path, libraries: Sequence[Path] = ()) -> HeldSession:  # type: ignore[override]  # a Session
         session = HeldSession(super().load(path), self)
         self.sessions.append(session)
         return session

@@ -97,7 +97,7 @@ class Swapped(OrtEngine):
     def __init__(self, other: Path) -> None:
         self._other = other
 
-    def load(self, path: Path) -> OrtSession:
+    def load(self, path: Path, libraries: Sequence[Path] = ()) -> OrtSession:
         assert path.name == ONNX_FILE
         return super().load(self._other)
 
@@ -306,7 +306,7 @@ class WatchedEngine(OrtEngine):
     def __init__(self) -> None:
         self.seen: list[int] = []
 
-    def load(self, path: Path) -> Watched:  # type: ignore[override]  # the port is Session; the base names its own
+    def load(self, path: Path, libraries: Sequence[Path] = ()) -> Watched:  # type: ignore[override]  # a Session
         return Watched(super().load(path), self.seen)
 
 

@@ -96,6 +96,14 @@ class Updates(RuleBasedStateMachine):
         self.world.change_engine(version)
 
     @rule(version=VERSIONS)
+    def a_plugin_is_uninstalled(self, version: int) -> None:
+        self.world.lose_plugin(version)
+
+    @rule()
+    def plugins_are_installed(self) -> None:
+        self.world.find_plugin()
+
+    @rule(version=VERSIONS)
     def the_device_is_too_slow(self, version: int) -> None:
         self.world.slow_down(version)
 
@@ -165,6 +173,10 @@ def walk(world: World, chance: random.Random) -> None:
             world.change_engine(chance.randint(1, 3))
         elif draw < 0.94:
             world.slow_down(chance.randint(1, 3))
+        elif draw < 0.945:
+            world.lose_plugin(chance.randint(1, 3))
+        elif draw < 0.95:
+            world.find_plugin()
         elif draw < 0.96:
             world.fuse = chance.randint(0, 4)
         else:

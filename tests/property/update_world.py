@@ -120,6 +120,8 @@ class World:
         """The budget in the newest order for these files."""
         self.unloadable: set[Digest] = set()
         """What the engine of this device refuses (any more)."""
+        self.lacking: set[Digest] = set()
+        """What needs a plug-in that this device has not got at the moment."""
         self.too_slow: set[Digest] = set()
         """What this device is too slow for, for good."""
         self.slow_tries: Counter[float] = Counter()
@@ -168,6 +170,15 @@ class World:
         self.unloadable.add(ref_of(f"model {version}").digest)
         self.die(clean=True)
 
+    def lose_plugin(self, version: int) -> None:
+        """The program is started anew without something that a release needs."""
+        self.lacking.add(ref_of(f"model {version}").digest)
+        self.die(clean=True)
+
+    def find_plugin(self) -> None:
+        """Everything is installed again."""
+        self.lacking.clear()
+
     def slow_down(self, version: int) -> None:
         """The device has other work that leaves a release too little."""
         self.too_slow.add(ref_of(f"model {version}").digest)
@@ -197,6 +208,8 @@ class World:
                 if outcome == "wrong" or self._useless(sources):
                     return self._wrong(target, sources, at) or self._lost(target, sources, at)
                 return self._build(target, sources, slot, at)
+            case ev.Warm() if target.artifact.digest in self.lacking:
+                return ev.Interrupted(at=at, code="plugin_missing", detail="")
             case ev.Warm():
                 if outcome == "refused" or target.artifact.digest in self.unloadable:
                     self._convict()
@@ -387,6 +400,8 @@ class World:
                     if self.journal.stage is Stage.IDLE:
                         self._convict()
                     self._handle(ev.Unservable(at=self.now, code="model_rejected", detail=""))
+                elif installed.artifact.digest in self.lacking:
+                    self._handle(ev.Unservable(at=self.now, code="plugin_missing", detail="", mendable=True))
                 else:
                     self.serving = installed.artifact.digest
             case ev.Switch():
@@ -451,6 +466,7 @@ class World:
 
     def settle(self) -> None:
         """All troubles end; then every update must end too, or wait for a cheaper way if its order wants that."""
+        self.find_plugin()
         self.look_again()
         for _ in range(60):
             if self.pending is None:
