@@ -7,7 +7,8 @@ envelope (`common.trust`), which is itself an artifact.
 
 A variant is one ONNX file and the files that it keeps weights in (external data), each under the name by which the ONNX
 file refers to it: a plain name, so that a device may use it inside a folder of its own as it stands. It may carry a
-self-test: one file more, with samples, which devices that know no self-tests take along like any other.
+self-test: one file more, with samples, which devices that know no self-tests take along like any other. And it may say
+how it is served (`common.artifact.serving`).
 """
 
 from typing import Annotated
@@ -16,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from common.artifact.selftest import SelfTest
+from common.artifact.serving import ServingTerms
 from common.errors import IntegrityFailure
 from common.ids import Digest, ModelName, ReleaseRef, Version
 
@@ -56,6 +58,7 @@ class Variant(msgspec.Struct, frozen=True, omit_defaults=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     self_test: SelfTest | None = None
+    serving: ServingTerms | None = None
 
     def __post_init__(self) -> None:
         for name in (self.model, *((self.self_test.samples,) if self.self_test else ())):

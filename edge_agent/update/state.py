@@ -14,6 +14,7 @@ import msgspec
 
 from common.artifact import ArtifactRef, TensorSpec, digest_of
 from common.artifact.selftest import SelfTest
+from common.artifact.serving import ServingTerms
 from common.ids import Digest, ModelName, Version
 from common.wire import DesiredModel, Strategy, Transport, UpdateReport
 
@@ -49,7 +50,7 @@ class Stage(StrEnum):
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
     """A complete, verified release in a slot: all of `files`, of which `onnx_file` is the one to load, and one has the
-    samples of `self_test`, if it carries one.
+    samples of `self_test`, if it carries one. `serving` is how the release wants to be served.
     """
 
     slot: Slot
@@ -61,6 +62,7 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     self_test: SelfTest | None = None
+    serving: ServingTerms | None = None
     activated_at: float | None = None
 
     @property
