@@ -12,6 +12,7 @@ from typing import Annotated, Final
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
+from msgspec.structs import replace
 
 from common.ids import MODEL_NAME, ModelName
 
@@ -43,28 +44,51 @@ class Padding(msgspec.Struct, frozen=True, omit_defaults=True):
     mask: str | None = None
 
 
+CacheBytes = Annotated[int, Meta(ge=0, le=CACHE_BYTES_MAX)]
+
+
 class ServingTerms(msgspec.Struct, frozen=True, omit_defaults=True):
     """`cache_bytes` of answers to equal requests are kept (0: none); `routes` are tried in their order; `padding` is by
     input.
     """
 
-    cache_bytes: Annotated[int, Meta(ge=0, le=CACHE_BYTES_MAX)] = 0
+    cache_bytes: CacheBytes = 0
     routes: Annotated[tuple[Route, ...], Meta(max_length=ROUTES_MAX)] = ()
     padding: Annotated[dict[str, Padding], Meta(max_length=PADDED_INPUTS_MAX)] = {}
+
+
+class GivenRoute(Route, frozen=True, forbid_unknown_fields=True):
+    """A route as a person writes it, in whom a word that means nothing is a mistake."""
+
+
+class GivenPadding(Padding, frozen=True, forbid_unknown_fields=True):
+    """The same for a padding."""
+
+
+GivenRoutes = Annotated[tuple[GivenRoute, ...], Meta(max_length=ROUTES_MAX)]
+GivenPaddings = Annotated[dict[str, GivenPadding], Meta(max_length=PADDED_INPUTS_MAX)]
+
+
+class GivenServing(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Terms as a publisher gives them; see `ServingTerms`."""
+
+    cache_bytes: CacheBytes = 0
+    routes: GivenRoutes = ()
+    padding: GivenPaddings = {}
+
+    def terms(self) -> ServingTerms:
+        """What the release says."""
+        return msgspec.convert(msgspec.to_builtins(self), ServingTerms)
 
 
 class ServingChanges(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """What a device's owner says instead; what is not set stays as the release has it."""
 
-    cache_bytes: Annotated[int, Meta(ge=0, le=CACHE_BYTES_MAX)] | UnsetType = UNSET
-    routes: Annotated[tuple[Route, ...], Meta(max_length=ROUTES_MAX)] | UnsetType = UNSET
-    padding: Annotated[dict[str, Padding], Meta(max_length=PADDED_INPUTS_MAX)] | UnsetType = UNSET
+    cache_bytes: CacheBytes | UnsetType = UNSET
+    routes: GivenRoutes | UnsetType = UNSET
+    padding: GivenPaddings | UnsetType = UNSET
 
-
-def changed(terms: ServingTerms, changes: ServingChanges) -> ServingTerms:
-    """`terms` with the owner's `changes`."""
-    return ServingTerms(
-        cache_bytes=terms.cache_bytes if changes.cache_bytes is UNSET else changes.cache_bytes,
-        routes=terms.routes if changes.routes is UNSET else changes.routes,
-        padding=terms.padding if changes.padding is UNSET else changes.padding,
-    )
+    def applied(self, terms: ServingTerms) -> ServingTerms:
+        """`terms` with these changes."""
+        said = {name: value for name in terms.__struct_fields__ if (value := getattr(self, name)) is not UNSET}
+        return replace(terms, **said)

@@ -13,6 +13,7 @@ from common.clock import Clock
 from common.errors import FerryError
 from common.ids import ModelName, Version
 from edge_agent.inference.loaded import Loaded
+from edge_agent.inference.recall import Recall
 from edge_agent.inference.requests import Inference, Request
 from edge_agent.inference.scheduling import agree, join, split
 from edge_agent.inference.trial import Attempt, attempt
@@ -36,8 +37,9 @@ class Answer(NamedTuple):
 class Answering:
     """Answers requests and counts how they went."""
 
-    def __init__(self, recorder: Recorder, clock: Clock) -> None:
+    def __init__(self, recorder: Recorder, clock: Clock, recall: Recall) -> None:
         self._recorder = recorder
+        self.recall = recall
         self._clock = clock
 
     def together(self, requests: Sequence[Request]) -> list[Answer] | None:
@@ -107,4 +109,12 @@ class Answering:
             loaded.count(error=not tried.good)
         latency_s = None if tried.failure else self._clock.monotonic() - request.admitted_at
         self._recorder.record(loaded.model, loaded.version, latency_s, error=not tried.good)
-        return Answer(request, tried.failure or Inference(tried.outputs or {}, loaded.version))
+        outputs = self._kept(loaded, tried, request)
+        return Answer(request, tried.failure or Inference(outputs, loaded.version, loaded.model))
+
+    def _kept(self, loaded: Loaded, tried: Attempt, request: Request) -> dict[str, Array]:
+        """The outputs, which are kept for equal requests to this release if they are good."""
+        outputs = tried.outputs or {}
+        if request.question is None or not tried.good:
+            return outputs
+        return self.recall.keep(loaded, request.question, outputs)

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from common.artifact.tensors import Array, check_feeds
 from common.clock import Clock
@@ -22,6 +22,8 @@ from edge_agent.inference.dispatch import Dispatcher
 from edge_agent.inference.engine import EngineFailure
 from edge_agent.inference.placement import Placements
 from edge_agent.inference.requests import Inference, Overloaded, Request
+from edge_agent.inference.router import Router
+from edge_agent.inference.routing import Load
 from edge_agent.inference.scheduling import PRIORITY_DEFAULT, Ticket, WaitingLimits
 from edge_agent.inference.tensors import check_outputs
 
@@ -29,10 +31,13 @@ logger = logging.getLogger(__name__)
 
 
 class Terms(NamedTuple):
-    """How urgent a request is: `priority` 1 (first) to 9, and within which time it must be started."""
+    """How urgent a request is: `priority` 1 (first) to 9, and within which time it must be started; and what else it
+    says of itself, for rules.
+    """
 
     priority: int = PRIORITY_DEFAULT
     timeout_s: float | None = None
+    parameters: Mapping[str, Any] = {}
 
 
 class FlowLimits(NamedTuple):
@@ -49,9 +54,12 @@ class RequestFlow:
         self, placements: Placements, answering: Answering, clock: Clock, cores: int, limits: FlowLimits
     ) -> None:
         self._placements = placements
+        self._recall = answering.recall
         self._answering = answering
         self._clock = clock
         self._dispatcher = Dispatcher(cores, limits.waiting, limits.run_s_max, self, clock)
+        self.router = Router(placements, self._load)
+        self._cores = cores
         self._arrived: list[Ticket] = []
         self._loop_thread = 0
         self.closed = False
@@ -77,7 +85,9 @@ class RequestFlow:
         loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         future: asyncio.Future[Inference] = loop.create_future()
-        request = self._request(model, version, feeds, outputs, future)
+        request = self._request(model, version, feeds, outputs, terms, future=future)
+        if (known := self._recalled(request)) is not None:
+            return known
         ticket = _ticket(request, terms)
         self._arrived.append(ticket)
         if len(self._arrived) == 1:
@@ -99,7 +109,9 @@ class RequestFlow:
     ) -> Inference:
         """See `ModelServer.infer_here`."""
         future: Future[Inference] = Future()
-        request = self._request(model, version, feeds, outputs, future)
+        request = self._request(model, version, feeds, outputs, terms, future=future)
+        if (known := self._recalled(request)) is not None:
+            return known
         ticket = _ticket(request, terms)
         if not self._dispatcher.try_run(ticket):
             self._dispatcher.submit([ticket])
@@ -115,7 +127,10 @@ class RequestFlow:
     ) -> "Future[Inference]":
         """See `ModelServer.submit`."""
         future: Future[Inference] = Future()
-        request = self._request(model, version, feeds, outputs, future)
+        request = self._request(model, version, feeds, outputs, terms, future=future)
+        if (known := self._recalled(request)) is not None:
+            future.set_result(known)
+            return future
         ticket = _ticket(request, terms)
 
         def ended(_: object) -> None:
@@ -182,6 +197,8 @@ class RequestFlow:
         version: Version | None,
         feeds: Mapping[str, Array],
         outputs: Sequence[str] | None,
+        terms: Terms,
+        *,
         future: "asyncio.Future[Inference] | Future[Inference]",
     ) -> Request:
         """A request that may run; whoever called sees to its end."""
@@ -195,10 +212,28 @@ class RequestFlow:
                 outputs = chosen.first.output_names
             else:
                 check_outputs(chosen.first.outputs, outputs)
-            return Request(chosen, feeds, outputs, admitted_at, future)
+            if version is None:
+                chosen = self.router.handed_on(chosen, feeds, terms.priority or PRIORITY_DEFAULT, terms.parameters)
+            question = self._recall.question(chosen.first, feeds, outputs)
+            return Request(chosen, feeds, outputs, admitted_at, future, question=question)
         except BaseException:
             chosen.unpin()
             raise
+
+    def _load(self) -> Load:
+        """How busy the device is; what has arrived in this turn of the loop waits too, if no core is free for it."""
+        busy = self._dispatcher.busy
+        arrived = max(0, len(self._arrived) - (self._cores - busy))
+        return Load(self._dispatcher.waiting + arrived, busy, self._cores)
+
+    def _recalled(self, request: Request) -> Inference | None:
+        """The answer, if the release gave it before; the request is done then."""
+        loaded, question = request.chosen.first, request.question
+        outputs = self._recall.find(loaded, question, request.admitted_at) if question else None
+        if outputs is None:
+            return None
+        request.chosen.unpin()
+        return Inference(outputs, loaded.version, loaded.model, recalled=True)
 
     def _flush(self) -> None:
         """Start what has arrived in this turn of the loop."""

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from common.artifact.tensors import Array
 from common.errors import FerryError, Unavailable
-from common.ids import Version
+from common.ids import ModelName, Version
+from edge_agent.inference.caching import Question
 from edge_agent.inference.placement import Chosen
 
 Deadline = float | None
@@ -22,16 +23,24 @@ class Overloaded(Unavailable):
 
 
 class Inference(NamedTuple):
-    """An answer, and the release that gave it."""
+    """An answer, and the release that gave it; `recalled` if it gave it before, to an equal request.
+
+    Arrays of a release that keeps answers are read-only.
+    """
 
     outputs: dict[str, Array]
     version: Version
+    model: ModelName
+    recalled: bool = False
 
 
 class Request:
-    """A request that was admitted at `admitted_at` (monotonic seconds); `chosen` is pinned until it is done."""
+    """A request that was admitted at `admitted_at` (monotonic seconds); `chosen` is pinned until it is done.
 
-    __slots__ = ("admitted_at", "chosen", "feeds", "future", "outputs", "rows", "shape")
+    `question` is what its answer is kept for; None if it is not.
+    """
+
+    __slots__ = ("admitted_at", "chosen", "feeds", "future", "outputs", "question", "rows", "shape")
 
     def __init__(
         self,
@@ -40,12 +49,15 @@ class Request:
         outputs: Sequence[str],
         admitted_at: float,
         future: "asyncio.Future[Inference] | Future[Inference]",
+        *,
+        question: Question | None = None,
     ) -> None:
         self.chosen = chosen
-        self.feeds = feeds
+        self.feeds = question.feeds if question else feeds
         self.outputs = outputs
         self.admitted_at = admitted_at
         self.future = future
+        self.question = question
         batching = chosen.first.batching
         self.shape: Hashable = batching.shape_of(feeds)
         self.rows = batching.rows_of(feeds)

@@ -5,7 +5,7 @@ import pytest
 
 from common.artifact import TensorSpec
 from common.artifact.padding import check_padding
-from common.artifact.serving import Padding, Route, ServingChanges, ServingTerms, changed
+from common.artifact.serving import GivenServing, Padding, Route, ServingChanges, ServingTerms
 from common.errors import InvalidInput
 from common.ids import ModelName
 
@@ -74,13 +74,33 @@ def test_terms_outside_their_bounds_are_refused(document: dict[str, object]) -> 
         msgspec.convert(document, ServingTerms)
 
 
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"cache_byte": 1},
+        {"routes": [{"when": "true", "model": "small", "weight": 1}]},
+        {"padding": {"ids": {"axis": 1, "maks": "m"}}},
+    ],
+)
+@pytest.mark.parametrize("kind", [GivenServing, ServingChanges])
+def test_what_a_person_misspells_is_no_term(kind: type[msgspec.Struct], document: dict[str, object]) -> None:
+    with pytest.raises(msgspec.ValidationError, match="unknown field"):
+        msgspec.convert(document, kind)
+
+
+def test_given_terms_become_those_of_a_release() -> None:
+    document = {"cache_bytes": 7, "routes": [{"when": "true", "model": "small"}], "padding": {"ids": {"axis": 1}}}
+    terms = msgspec.convert(document, GivenServing).terms()
+    assert terms == ServingTerms(7, (Route("true", ModelName("small")),), {"ids": Padding(1)})
+
+
 def test_terms_of_a_later_version_are_read_for_what_is_known_of_them() -> None:
     assert msgspec.json.decode(b'{"cache_bytes": 5, "later": true}', type=ServingTerms) == ServingTerms(5)
 
 
 def test_the_owner_changes_single_terms_and_the_others_stay() -> None:
     terms = ServingTerms(100, (SMALL,), {"ids": Padding(1)})
-    assert changed(terms, ServingChanges()) == terms
-    assert changed(terms, ServingChanges(cache_bytes=0)) == ServingTerms(0, (SMALL,), {"ids": Padding(1)})
-    assert changed(terms, ServingChanges(routes=())) == ServingTerms(100, (), {"ids": Padding(1)})
-    assert changed(terms, ServingChanges(padding={})) == ServingTerms(100, (SMALL,), {})
+    assert ServingChanges().applied(terms) == terms
+    assert ServingChanges(cache_bytes=0).applied(terms) == ServingTerms(0, (SMALL,), {"ids": Padding(1)})
+    assert ServingChanges(routes=()).applied(terms) == ServingTerms(100, (), {"ids": Padding(1)})
+    assert ServingChanges(padding={}).applied(terms) == ServingTerms(100, (SMALL,), {})
