@@ -27,6 +27,7 @@ from common.artifact import ArtifactRef, Hasher
 from common.artifact.external import data_files
 from common.artifact.onnx_io import read_signature
 from common.artifact.selftest import Rule
+from common.artifact.serving import GivenServing
 from common.backoff import Backoff
 from common.errors import FerryError, NotFound, Unavailable
 from common.filesource import FileSource
@@ -137,11 +138,13 @@ class FerryClient:
         variants: Mapping[str, Path],
         on_progress: Progress | None = None,
         self_tests: Mapping[str, SelfTestDraft] | None = None,
+        *,
+        serving: Mapping[str, GivenServing] | None = None,
     ) -> tuple[ReleaseView, bool]:
         """Upload files and make the release `model@version`; whether it is new. `Conflict` if it has other bytes.
 
         `variants` are ONNX files by variant; the files beside them that they keep weights in are found and sent too.
-        `self_tests` are by variant.
+        `self_tests` and `serving` are by variant.
         """
         tests = self_tests or {}
         builds = {name: build_of(file, f"variants.{name}") for name, file in variants.items()}
@@ -157,6 +160,7 @@ class FerryClient:
                 )
                 for name, test in tests.items()
             },
+            serving=dict(serving or {}),
         )
         total = sum(artifact.size for artifact in references.values())
         done = 0

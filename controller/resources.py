@@ -17,6 +17,7 @@ from msgspec import Meta
 from common import ids
 from common.artifact.manifest import FILES_PER_VARIANT_MAX, VARIANTS_MAX, ArtifactRef, ReleaseManifest
 from common.artifact.selftest import LATENCY_S_MAX, RULES_MAX, Rule
+from common.artifact.serving import GivenServing
 from common.ids import DeviceId, Digest, ModelName, Version
 from common.trust import PublicKey
 from common.wire import Capabilities, Heartbeat, ReportedState
@@ -161,13 +162,15 @@ class PublishRelease(Request, frozen=True, kw_only=True):
     """A release made of blobs that were uploaded before: variant -> file name -> digest.
 
     A variant is one ONNX file, whose name ends in `.onnx` if it has company, and exactly the files that it keeps
-    weights in (external data), under the names that it knows them by. `self_tests` are by variant.
+    weights in (external data), under the names that it knows them by. `self_tests` and `serving` are by variant; the
+    latter is described in docs/reference/serving-file.md.
     """
 
     model: GivenModel
     version: GivenVersion
     variants: Annotated[dict[str, GivenFiles], Meta(min_length=1, max_length=VARIANTS_MAX)]
     self_tests: Annotated[dict[str, GivenSelfTest], Meta(max_length=VARIANTS_MAX)] = {}
+    serving: Annotated[dict[str, GivenServing], Meta(max_length=VARIANTS_MAX)] = {}
 
 
 class ReleaseView(View, frozen=True, kw_only=True):

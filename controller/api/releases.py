@@ -26,7 +26,7 @@ async def publish(call: Call, body: PublishRelease) -> Answer[ReleaseView]:
 
     async def act() -> Answer[ReleaseView]:
         release, created = await call.deps.releases.publish(
-            body.model, body.version, body.variants, call.who, body.self_tests
+            body.model, body.version, body.variants, call.who, body.self_tests, serving=body.serving
         )
         return Answer(value=release_view(release), status=201 if created else 200)
 

@@ -14,6 +14,7 @@ from common.errors import InvalidInput
 from common.ids import ReleaseRef
 from controller.cli.connection import connected
 from controller.cli.output import Output, milliseconds, share, size, table, when
+from controller.cli.serving_file import parse_serving
 from controller.cli.values import duration, parse_variants
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ def release() -> None:
     "--tolerance", "tolerances", multiple=True, metavar="PARTS", help="E.g. output=scores,rtol=1e-3,atol=1e-4."
 )
 @click.option("--latency-max", "latencies", multiple=True, metavar="[VARIANT=]SECONDS", help="Bound for each sample.")
+@click.option(
+    "--serving", multiple=True, metavar="[VARIANT=]FILE", help="How it is served: answers kept, rules, padding."
+)
 @connected
 def publish(
     ferry: "FerryClient",
@@ -54,19 +58,22 @@ def publish(
     expected: Path | None,
     tolerances: tuple[str, ...],
     latencies: tuple[str, ...],
+    serving: tuple[str, ...],
 ) -> None:
     """Upload FILE (the variant `default`) and publish it as NAME@VERSION, for good.
 
     Files beside it that it keeps weights in (external data) are found and belong to the release. With --samples every
     variant is run on them here, and devices must come to the same answers before they use it. --tolerance takes rtol=X,
-    atol=X, exact or top1, and output=NAME and variant=NAME to say where it holds.
+    atol=X, exact or top1, and output=NAME and variant=NAME to say where it holds. --serving names a TOML file that says
+    how devices serve the release; it is signed with it.
     """
     ref, files = ReleaseRef.parse(name), parse_variants(file, variants)
+    terms = parse_serving(serving, files)
     with tempfile.TemporaryDirectory(prefix="ferry-samples-") as folder, _upload_progress(str(ref)) as progress:
         drafts = _self_tests(
             files, Path(folder), samples=samples, expected=expected, tolerances=tolerances, latencies=latencies
         )
-        view, created = ferry.publish(ref.model, ref.version, files, progress, drafts)
+        view, created = ferry.publish(ref.model, ref.version, files, progress, drafts, serving=terms)
     click.echo(f"{ref} {'is published' if created else 'was published before, with the same bytes'}", err=True)
     output.item(view, _COLUMNS, lambda one: one.name)
 
@@ -91,6 +98,8 @@ def show(ferry: "FerryClient", output: Output, name: str) -> None:
         click.echo("\n" + table(_tensor_rows(view)))
         tests = _test_rows(view)
         click.echo("\n" + (table(tests) if tests else "no self-test"))
+        if serving := _serving_rows(view):
+            click.echo("\n" + table(serving))
 
 
 @release.command("stats")
@@ -175,6 +184,20 @@ def _test_rows(view: "ReleaseView") -> list[list[str]]:
             bound = f"{test.latency_max_s:g} s" if test.latency_max_s is not None else "-"
             rows += [[name, str(test.count), output, describe_rule(rule), bound] for output, rule in test.rules.items()]
     return [["VARIANT", "SAMPLES", "OUTPUT", "TOLERANCE", "LATENCY"], *rows] if rows else []
+
+
+def _serving_rows(view: "ReleaseView") -> list[list[str]]:
+    """How the variants want to be served; empty when none says anything."""
+    rows = []
+    for name, variant in view.manifest.variants.items():
+        if terms := variant.serving:
+            if terms.cache_bytes:
+                rows.append([name, "answers kept", size(terms.cache_bytes)])
+            rows += [[name, f"to {route.model}", route.when] for route in terms.routes]
+            for tensor, padding in terms.padding.items():
+                mask = f", {padding.mask} with 0" if padding.mask else ""
+                rows.append([name, f"padding {tensor}", f"axis {padding.axis} with {padding.value!r}{mask}"])
+    return [["VARIANT", "SERVING", ""], *rows] if rows else []
 
 
 def _self_tests(

@@ -3,8 +3,8 @@
 A release is immutable: publishing the same files under the same name again changes nothing, other files are refused.
 The manifest says which bytes make up each variant and which tensors go in and out (read from the ONNX file itself); it
 is signed, and its envelope is a blob like any other. So are the lists of the files' parts, which are made here too. A
-variant may carry a self-test, whose samples are one file more. Publishing also asks for patches from what devices run
-now.
+variant may carry a self-test, whose samples are one file more, and say how it is served. Publishing also asks for
+patches from what devices run now.
 """
 
 import asyncio
@@ -30,6 +30,7 @@ from common.artifact.manifest import (
     encode_manifest,
 )
 from common.artifact.selftest import SAMPLES_FILE, Rule
+from common.artifact.serving import ServingTerms
 from common.clock import Clock
 from common.delta import CODECS
 from common.errors import Conflict, InvalidInput, NotFound, TooLarge
@@ -40,6 +41,7 @@ from controller.registry import patches
 from controller.registry.blobs import LocalBlobs
 from controller.registry.inspection import Build, inspect_build, parts_of
 from controller.registry.selftests import SelfTests, with_self_test
+from controller.registry.serving import Serving, Terms, asked_terms, with_terms
 from controller.rollouts.patching import Lineage, PatchKey, bases_of, wanted_patches
 from controller.store.port import AuditEntry, Event, FileParts, Release, Store, Transaction
 
@@ -73,20 +75,28 @@ class Releases:
         self._clock = clock
 
     async def publish(
-        self, model: ModelName, version: Version, variants: Files, actor: str, self_tests: SelfTests | None = None
+        self,
+        model: ModelName,
+        version: Version,
+        variants: Files,
+        actor: str,
+        self_tests: SelfTests | None = None,
+        *,
+        serving: Serving | None = None,
     ) -> tuple[Release, bool]:
         """Make the release `model@version` of blobs that were uploaded before; whether it is new.
 
-        Raises `InvalidInput` (not an ONNX model, bad names, files that do not belong together, samples that do not
-        fit), `NotFound` (a blob that is not here), `Conflict` (the release exists with other bytes), `StorageFull`.
+        Raises `InvalidInput` (not an ONNX model, bad names, files that do not belong together, samples or terms of
+        serving that do not fit), `NotFound` (a blob that is not here), `Conflict` (the release exists with other
+        bytes), `StorageFull`.
         """
-        tests = self_tests or {}
+        tests, terms = self_tests or {}, asked_terms(serving or {})
         ref = ReleaseRef(parse_model_name(model), parse_version(version))
         with tracer.start_as_current_span("release.publish", attributes={"ferry.release": str(ref)}):
-            _check_names(variants, tests)
+            _check_names(variants, tests, terms)
             existing = await self._store.read(lambda tx: tx.releases.get(ref))
             if existing is not None:
-                return _same(existing, _asked(variants, tests)), False
+                return _same(existing, _asked(variants, tests, terms)), False
             try:
                 builds = await asyncio.to_thread(self._inspect_all, variants)
                 tested = await asyncio.to_thread(self._test_all, builds, tests)
@@ -94,7 +104,8 @@ class Releases:
             except FileNotFoundError as error:  # garbage collection came between finding a blob and reading it
                 fix = "upload the files again"
                 raise NotFound("a blob was removed meanwhile", field="variants", fix=fix) from error
-            manifest = ReleaseManifest(ref.model, ref.version, tested)
+            served = with_terms(tested, terms, ref.model)
+            manifest = ReleaseManifest(ref.model, ref.version, served)
             return await self._commit(manifest, lists, actor)
 
     async def collect_garbage(self, actor: str, min_age_s: float = COLLECT_MIN_AGE_S) -> Collected:
@@ -187,7 +198,7 @@ def _without_row(tx: Transaction, artifacts: list[ArtifactRef]) -> list[Artifact
     return [artifact for artifact in artifacts if tx.artifacts.get(artifact.digest) is None]
 
 
-def _check_names(variants: Files, tests: SelfTests) -> None:
+def _check_names(variants: Files, tests: SelfTests, terms: Terms) -> None:
     if not 1 <= len(variants) <= VARIANTS_MAX:
         raise InvalidInput(f"{len(variants)} variants", field="variants", fix=f"give 1 to {VARIANTS_MAX}")
     for variant, files in variants.items():
@@ -202,10 +213,11 @@ def _check_names(variants: Files, tests: SelfTests) -> None:
                 fix = "use letters, digits and inner '.', '_' or '-', at most 128 characters"
                 raise InvalidInput(f"{file[:80]!r} is not allowed", field=f"variants.{variant}", fix=fix)
             parse_digest(digest, f"variants.{variant}.{file}")
-    for variant, given in tests.items():
-        if variant not in variants:
+    for field, named in (("self_tests", tests), ("serving", terms)):
+        for variant in named.keys() - variants.keys():
             fix = f"the variants are {', '.join(sorted(variants))}"
-            raise InvalidInput("there is no such variant", field=f"self_tests.{variant[:80]}", fix=fix)
+            raise InvalidInput("there is no such variant", field=f"{field}.{variant[:80]}", fix=fix)
+    for variant, given in tests.items():
         parse_digest(given.samples, f"self_tests.{variant}.samples")
 
 
@@ -215,13 +227,14 @@ class _Ingredients(NamedTuple):
     files: Mapping[str, Digest]
     rules: Mapping[str, Rule] | None
     latency_max_s: float | None
+    serving: ServingTerms | None
 
 
-def _asked(variants: Files, tests: SelfTests) -> dict[str, _Ingredients]:
+def _asked(variants: Files, tests: SelfTests, terms: Terms) -> dict[str, _Ingredients]:
     return {
-        name: _Ingredients({**files, SAMPLES_FILE: test.samples}, test.rules, test.latency_max_s)
+        name: _Ingredients({**files, SAMPLES_FILE: test.samples}, test.rules, test.latency_max_s, terms.get(name))
         if (test := tests.get(name))
-        else _Ingredients(dict(files), None, None)
+        else _Ingredients(dict(files), None, None, terms.get(name))
         for name, files in variants.items()
     }
 
@@ -232,6 +245,7 @@ def _made_of(manifest: ReleaseManifest) -> dict[str, _Ingredients]:
             {file: artifact.digest for file, artifact in build.files.items()},
             build.self_test.rules if build.self_test else None,
             build.self_test.latency_max_s if build.self_test else None,
+            build.serving,
         )
         for name, build in manifest.variants.items()
     }
@@ -241,7 +255,11 @@ def _same(existing: Release, asked: Mapping[str, _Ingredients]) -> Release:
     """The release, if it was made of these; otherwise `Conflict`."""
     if _made_of(existing.manifest) != asked:
         fix = "releases never change; publish the new files under a new version"
-        raise Conflict(f"{existing.ref} exists with other files or another self-test", field="version", fix=fix)
+        raise Conflict(
+            f"{existing.ref} exists with other files, another self-test or other terms of serving",
+            field="version",
+            fix=fix,
+        )
     return existing
 
 
