@@ -106,6 +106,7 @@ class Agent:
             self._observed(recorder, running),
             clock,
             run_s_max=settings.inference_s_max,
+            batch_bytes_max=settings.batch_bytes_max,
             cache_bytes_max=settings.cache_bytes_max,
             changes=settings.models,
         )

@@ -76,6 +76,14 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "list in the file, separated by commas elsewhere.",
         ),
     ] = ("default",)
+    batch_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Most bytes of inputs and answers of requests that run together as one batch; a larger request "
+            "runs alone. What the engine needs beside them is in proportion.",
+        ),
+    ] = 16 * MIB
     cache_bytes_max: Annotated[
         int,
         Meta(

@@ -7,6 +7,7 @@ the way to another thread and back.
 """
 
 import asyncio
+import itertools
 import logging
 import threading
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from common.clock import Clock
 from common.errors import DeadlineExceeded, Unavailable
 from common.ids import ModelName, Version
 from edge_agent.inference.answering import Answer, Answering
+from edge_agent.inference.batching import TRIAL_ROWS_MAX
 from edge_agent.inference.dispatch import Dispatcher
 from edge_agent.inference.engine import EngineFailure
 from edge_agent.inference.placement import Placements
@@ -60,6 +62,7 @@ class RequestFlow:
         self._dispatcher = Dispatcher(cores, limits.waiting, limits.run_s_max, self, clock)
         self.router = Router(placements, self._load)
         self._cores = cores
+        self._batch_bytes_max = limits.waiting.batch_bytes_max
         self._arrived: list[Ticket] = []
         self._loop_thread = 0
         self.closed = False
@@ -148,7 +151,8 @@ class RequestFlow:
     def rows_for(self, first: Ticket, waiting: int) -> int:
         """See `Owner.rows_for`."""
         request: Request = first.work
-        return request.chosen.first.batching.next_rows(request.shape, waiting, first.size // max(1, first.rows))
+        row = first.size // max(1, first.rows)
+        return request.chosen.first.batching.next_rows(request.kind, waiting, row, self._batch_bytes_max)
 
     def run(self, batch: Sequence[Ticket]) -> None:
         """See `Owner.run`."""
@@ -179,12 +183,20 @@ class RequestFlow:
 
     def _run(self, requests: Sequence[Request]) -> None:
         batching = requests[0].chosen.first.batching
-        answers = self._answering.together(requests) if len(requests) > 1 and batching.proven else None
+        mixed = len({request.kind.length for request in requests}) > 1
+        settled = batching.proven and (batching.lengths.trusted(requests[0].outputs) if mixed else True)
+        groups = _by_length(requests) if mixed and not settled else [requests]
+        answers = [answer for group in groups for answer in self._answered(group, together=batching.proven)]
+        if len(requests) > 1 and not settled:
+            self._answering.try_together(_some(answers))
+
+    def _answered(self, requests: Sequence[Request], *, together: bool) -> list[Answer]:
+        """The answers, which are delivered."""
+        answers = self._answering.together(requests) if len(requests) > 1 and together else None
         if answers is None:
             answers = [self._alone(request) for request in requests]
         self._deliver(answers)
-        if len(requests) > 1 and not batching.proven:
-            self._answering.try_together(requests, answers)
+        return answers
 
     def _alone(self, request: Request) -> Answer:
         answer = self._answering.alone(request)
@@ -255,8 +267,30 @@ class RequestFlow:
 
 def _ticket(request: Request, terms: Terms) -> Ticket:
     deadline = None if terms.timeout_s is None else request.admitted_at + terms.timeout_s
-    rows, size = request.rows or 1, request.size
-    return Ticket(request, key=request.key, rows=rows, size=size, priority=terms.priority, deadline=deadline)
+    return Ticket(
+        request,
+        key=request.key,
+        rows=request.rows or 1,
+        size=request.size,
+        length=request.kind.length,
+        priority=terms.priority,
+        deadline=deadline,
+    )
+
+
+def _some(answers: Sequence[Answer]) -> Sequence[Answer]:
+    """Enough for a trial, the first and the last among them, which are the shortest and the longest."""
+    return answers if len(answers) <= TRIAL_ROWS_MAX else [*answers[: TRIAL_ROWS_MAX - 1], answers[-1]]
+
+
+def _by_length(requests: Sequence[Request]) -> list[list[Request]]:
+    """Those of equal length together, the shortest first."""
+    ordered = sorted(requests, key=_length)
+    return [list(group) for _, group in itertools.groupby(ordered, _length)]
+
+
+def _length(request: Request) -> int:
+    return request.kind.length
 
 
 def _settle(answers: Sequence[Answer]) -> None:

@@ -34,4 +34,5 @@ def kept_terms(loaded: Loaded, recall: Recall, router: Router) -> KeptTerms:
         answers=answers,
         answers_bytes=size,
         routes=router.status(loaded),
+        padding=loaded.batching.lengths.standing,
     )

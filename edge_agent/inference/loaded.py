@@ -69,7 +69,7 @@ class Loaded:
         self.inputs = inputs
         self.outputs = outputs
         self.serving = serving
-        self.batching = Batching(inputs, outputs)
+        self.batching = Batching(inputs, outputs, serving.padding)
         self.output_names = tuple(spec.name for spec in outputs)
         self.interface = _names_and_types(inputs), _names_and_types(outputs)
         self._session = session

@@ -9,8 +9,10 @@ from typing import NamedTuple
 from common.artifact.tensors import Array
 from common.errors import FerryError, Unavailable
 from common.ids import ModelName, Version
+from edge_agent.inference.batching import Kind
 from edge_agent.inference.caching import Question
 from edge_agent.inference.placement import Chosen
+from edge_agent.inference.tensors import bytes_of
 
 Deadline = float | None
 """Monotonic seconds, or None."""
@@ -40,7 +42,7 @@ class Request:
     `question` is what its answer is kept for; None if it is not.
     """
 
-    __slots__ = ("admitted_at", "chosen", "feeds", "future", "outputs", "question", "rows", "shape")
+    __slots__ = ("admitted_at", "chosen", "feeds", "future", "kind", "outputs", "question", "rows")
 
     def __init__(
         self,
@@ -59,20 +61,20 @@ class Request:
         self.future = future
         self.question = question
         batching = chosen.first.batching
-        self.shape: Hashable = batching.shape_of(feeds)
+        self.kind = Kind(batching.shape_of(feeds), batching.length_of(feeds))
         self.rows = batching.rows_of(feeds)
 
     @property
     def size(self) -> int:
         """Bytes of its inputs."""
-        return sum(array.nbytes for array in self.feeds.values())
+        return bytes_of(self.feeds.values())
 
     @property
     def key(self) -> Hashable | None:
         """What it has in common with requests that it may run with."""
         if self.rows is None:
             return None
-        return id(self.chosen.first), id(self.chosen.second), self.shape, tuple(self.outputs)
+        return id(self.chosen.first), id(self.chosen.second), self.kind.shape, tuple(self.outputs)
 
     def settle(self, outcome: Inference | FerryError) -> None:
         """Hand the outcome to the caller, on the thread that its future belongs to."""

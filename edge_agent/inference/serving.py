@@ -46,7 +46,7 @@ from edge_agent.inference.niced import run_niced
 from edge_agent.inference.placement import Placement, Placements
 from edge_agent.inference.recall import CACHE_BYTES_MAX, Recall
 from edge_agent.inference.requests import Inference
-from edge_agent.inference.scheduling import PRIORITY_DEFAULT, WaitingLimits
+from edge_agent.inference.scheduling import BATCH_BYTES_MAX, PRIORITY_DEFAULT, WaitingLimits
 from edge_agent.inference.selftest import SamplesFile, Tested, check_answers, measure
 from edge_agent.inference.trial import ModelRejected, check, probe
 
@@ -85,8 +85,9 @@ class ModelServer:
     """Serves models by name; see the module's text for the life of a release.
 
     `workers` is the number of inferences at one time (default: the cores that this process may use), `queue` how many
-    more may wait, `run_s_max` how many seconds the engine may take for one of them. `cache_bytes_max` bounds the
-    answers that all releases keep together, `changes` are what the owner says of how models are served.
+    more may wait, `run_s_max` how many seconds the engine may take for one of them. `batch_bytes_max` bounds the
+    inputs and answers of one batch, `cache_bytes_max` the answers that all releases keep together; `changes` are
+    what the owner says of how models are served.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class ModelServer:
         workers: int | None = None,
         queue: int = QUEUE_REQUESTS_MAX,
         run_s_max: float = RUN_S_MAX,
+        batch_bytes_max: int = BATCH_BYTES_MAX,
         cache_bytes_max: int = CACHE_BYTES_MAX,
         changes: Mapping[ModelName, ServingChanges] | None = None,
     ) -> None:
@@ -107,7 +109,7 @@ class ModelServer:
         self._changes = changes or {}
         self._recall = Recall(clock, cache_bytes_max)
         cores = workers or len(os.sched_getaffinity(0))
-        limits = FlowLimits(WaitingLimits(queue), run_s_max)
+        limits = FlowLimits(WaitingLimits(queue, batch_bytes_max=batch_bytes_max), run_s_max)
         self._flow = RequestFlow(self._placements, Answering(recorder, clock, self._recall), clock, cores, limits)
         self._loading = asyncio.Lock()
 
