@@ -27,6 +27,7 @@ from common.artifact import ArtifactRef, Hasher
 from common.artifact.external import data_files
 from common.artifact.onnx_io import read_signature
 from common.artifact.selftest import Rule
+from common.artifact.serving import GivenServing
 from common.backoff import Backoff
 from common.errors import FerryError, NotFound, Unavailable
 from common.filesource import FileSource
@@ -141,11 +142,12 @@ class FerryClient:
         *,
         pipelines: Mapping[str, GivenPipeline] | None = None,
         custom_ops: Mapping[str, Sequence[Path]] | None = None,
+        serving: Mapping[str, GivenServing] | None = None,
     ) -> tuple[ReleaseView, bool]:
         """Upload files and make the release `model@version`; whether it is new. `Conflict` if it has other bytes.
 
         `variants` are ONNX files by variant; the files beside them that they keep weights in are found and sent too.
-        `self_tests`, `pipelines` and `custom_ops` (shared libraries) are by variant.
+        The rest is by variant, `custom_ops` are shared libraries.
         """
         tests, libraries = self_tests or {}, custom_ops or {}
         builds = {name: build_of(file, f"variants.{name}") for name, file in variants.items()}
@@ -166,6 +168,7 @@ class FerryClient:
             custom_ops={
                 name: {path.name: references[path].digest for path in paths} for name, paths in libraries.items()
             },
+            serving=dict(serving or {}),
         )
         total = sum(artifact.size for artifact in references.values())
         done = 0

@@ -19,6 +19,7 @@ from common.artifact import TensorSpec
 from common.artifact.manifest import FILES_PER_VARIANT_MAX, VARIANTS_MAX, ArtifactRef, ReleaseManifest
 from common.artifact.pipeline import Steps
 from common.artifact.selftest import LATENCY_S_MAX, RULES_MAX, Rule
+from common.artifact.serving import GivenServing
 from common.ids import DeviceId, Digest, ModelName, Version
 from common.trust import PublicKey
 from common.wire import Capabilities, Heartbeat, ReportedState
@@ -172,8 +173,8 @@ class PublishRelease(Request, frozen=True, kw_only=True):
     """A release made of blobs that were uploaded before: variant -> file name -> digest.
 
     A variant is one ONNX file, whose name ends in `.onnx` if it has company, and exactly the files that it keeps
-    weights in (external data), under the names that it knows them by. `self_tests` and `pipelines` are by variant, and
-    so are the shared libraries in `custom_ops`: file name -> digest.
+    weights in (external data), under the names that it knows them by. The rest is by variant: the shared libraries in
+    `custom_ops` as file name -> digest, `serving` as docs/reference/serving-file.md describes it.
     """
 
     model: GivenModel
@@ -182,6 +183,7 @@ class PublishRelease(Request, frozen=True, kw_only=True):
     self_tests: Annotated[dict[str, GivenSelfTest], Meta(max_length=VARIANTS_MAX)] = {}
     pipelines: Annotated[dict[str, GivenPipeline], Meta(max_length=VARIANTS_MAX)] = {}
     custom_ops: Annotated[dict[str, GivenFiles], Meta(max_length=VARIANTS_MAX)] = {}
+    serving: Annotated[dict[str, GivenServing], Meta(max_length=VARIANTS_MAX)] = {}
 
 
 class ReleaseView(View, frozen=True, kw_only=True):

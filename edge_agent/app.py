@@ -84,7 +84,8 @@ class Agent:
     def status(self) -> dict[str, Any]:
         """What `GET /status` on the inference API tells."""
         standing: dict[str, Any] = msgspec.to_builtins(self._standing()) if self._standing else {}
-        return {"device": self._identity.device, "connected": self._connected, **standing}
+        serving: list[Any] = msgspec.to_builtins(self._server.kept_terms()) if self._server else []
+        return {"device": self._identity.device, "connected": self._connected, "serving": serving, **standing}
 
     @property
     def watched(self) -> Watched:
@@ -106,6 +107,9 @@ class Agent:
             self._observed(recorder, running),
             clock,
             run_s_max=settings.inference_s_max,
+            batch_bytes_max=settings.batch_bytes_max,
+            cache_bytes_max=settings.cache_bytes_max,
+            changes=settings.models,
         )
         running.push_async_callback(server.close)
         session = await running.enter_async_context(open_session(identity.device_token, settings.ca_file))

@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from common.artifact.serving import ServingChanges
+from common.ids import MODEL_NAME, ModelName
 from common.settings import Setting, load, parse_address, settings_of
 from edge_agent.fetch import FetchLimits
 
@@ -81,6 +83,29 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "that runs with all rights of the agent; `refuse` rejects such releases."
         ),
     ] = "refuse"
+    batch_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Most bytes of inputs and answers of requests that run together as one batch; a larger request "
+            "runs alone. What the engine needs beside them is in proportion.",
+        ),
+    ] = 16 * MIB
+    cache_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Most bytes of answers that are kept in memory for equal requests, of all models together; "
+            "only those models keep any whose release asks for it. 0: none.",
+        ),
+    ] = 64 * MIB
+    models: Annotated[
+        dict[Annotated[ModelName, Meta(pattern=f"^{MODEL_NAME.pattern}$")], ServingChanges],
+        Meta(
+            description="What this device does otherwise than a release says (docs/reference/serving-file.md), by "
+            "model: `cache_bytes`, `routes`, `padding`. A table `[models.NAME]` in the file, JSON elsewhere."
+        ),
+    ] = {}
     heartbeat_s: Annotated[
         float, Meta(ge=0, le=20, description="Seconds between heartbeats. 0: as the controller said at the join.")
     ] = 0.0

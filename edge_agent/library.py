@@ -84,15 +84,18 @@ class Device:
         version: str | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Inference:
         """The answer to `inputs` (name to array of the declared type and shape), with the version that gave it.
 
         `outputs` picks some by name; `priority` is 1 (first) to 9, 0 the default; a request that could not be started
-        within `timeout_s` never is. Raises `NotFound`, `InvalidInput`, `Overloaded`, `DeadlineExceeded` and
-        `EngineFailure`, as `ModelServer.infer` does.
+        within `timeout_s` never is; `parameters` are for the rules of the release. Raises `NotFound`, `InvalidInput`,
+        `Overloaded`, `DeadlineExceeded` and `EngineFailure`, as `ModelServer.infer` does.
         """
         named = ModelName(model), Version(version) if version else None
-        return self._server().infer_here(*named, inputs, outputs, priority=priority, timeout_s=timeout_s)
+        return self._server().infer_here(
+            *named, inputs, outputs, priority=priority, timeout_s=timeout_s, parameters=parameters
+        )
 
     async def infer_async(
         self,
@@ -103,10 +106,13 @@ class Device:
         version: str | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Inference:
         """`infer` for coroutines, on any event loop. Cancelling it takes a request that waits along."""
         named = ModelName(model), Version(version) if version else None
-        future = self._server().submit(*named, inputs, outputs, priority=priority, timeout_s=timeout_s)
+        future = self._server().submit(
+            *named, inputs, outputs, priority=priority, timeout_s=timeout_s, parameters=parameters
+        )
         return await asyncio.wrap_future(future)
 
     def models(self) -> tuple[Served, ...]:

@@ -8,7 +8,8 @@ envelope (`common.trust`), which is itself an artifact.
 A variant is one ONNX file and the files that it keeps weights in (external data), each under the name by which the ONNX
 file refers to it: a plain name, so that a device may use it inside a folder of its own as it stands. It may carry a
 self-test: one file more, with samples, which devices that know no self-tests take along like any other. It may declare
-steps around the model (`pipeline`), and name shared libraries with operators of its own (`custom_ops`) among its files.
+steps around the model (`pipeline`), name shared libraries with operators of its own (`custom_ops`) among its files, and
+say how it is served (`common.artifact.serving`).
 """
 
 from typing import Annotated
@@ -18,6 +19,7 @@ from msgspec import Meta
 
 from common.artifact.pipeline import Pipeline
 from common.artifact.selftest import SelfTest
+from common.artifact.serving import ServingTerms
 from common.artifact.tensor_spec import TensorSpec
 from common.errors import IntegrityFailure
 from common.ids import Digest, ModelName, ReleaseRef, Version
@@ -55,6 +57,7 @@ class Variant(msgspec.Struct, frozen=True, omit_defaults=True):
     self_test: SelfTest | None = None
     pipeline: Pipeline | None = None
     custom_ops: tuple[str, ...] = ()
+    serving: ServingTerms | None = None
 
     def __post_init__(self) -> None:
         for name in self._named:

@@ -33,6 +33,7 @@ async def publish(call: Call, body: PublishRelease) -> Answer[ReleaseView]:
             body.self_tests,
             pipelines=body.pipelines,
             custom_ops=body.custom_ops,
+            serving=body.serving,
         )
         return Answer(value=release_view(release), status=201 if created else 200)
 

@@ -14,6 +14,7 @@ from common.errors import InvalidInput
 from common.ids import ReleaseRef
 from controller.cli.connection import connected
 from controller.cli.output import Output, milliseconds, share, size, table, when
+from controller.cli.serving_file import parse_serving
 from controller.cli.values import duration, parse_variants
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ def release() -> None:
 @click.option("--latency-max", "latencies", multiple=True, metavar="[VARIANT=]SECONDS", help="Bound for each sample.")
 @click.option("--pipeline", "pipelines", multiple=True, metavar="[VARIANT=]FILE", help="Steps around the model, TOML.")
 @click.option("--custom-ops", multiple=True, metavar="[VARIANT=]FILE", help="A shared library with operators (.so).")
+@click.option(
+    "--serving", multiple=True, metavar="[VARIANT=]FILE", help="How it is served: answers kept, rules, padding."
+)
 @connected
 def publish(
     ferry: "FerryClient",
@@ -59,15 +63,18 @@ def publish(
     latencies: tuple[str, ...],
     pipelines: tuple[str, ...],
     custom_ops: tuple[str, ...],
+    serving: tuple[str, ...],
 ) -> None:
     """Upload FILE (the variant `default`) and publish it as NAME@VERSION, for good.
 
     Files beside it that it keeps weights in (external data) are found and belong to the release. With --samples every
     variant is run on them here, and devices must come to the same answers before they use it. --tolerance takes rtol=X,
     atol=X, exact or top1, and output=NAME and variant=NAME to say where it holds. With --pipeline callers see what goes
-    into the first step and what comes out of the last; the plug-ins must be installed here.
+    into the first step and what comes out of the last; the plug-ins must be installed here. --serving names a TOML file
+    that says how devices serve the release; it is signed with it.
     """
     ref, files = ReleaseRef.parse(name), parse_variants(file, variants)
+    terms = parse_serving(serving, files)
     with tempfile.TemporaryDirectory(prefix="ferry-samples-") as folder, _upload_progress(str(ref)) as progress:
         extras = _extras(files, pipelines, custom_ops)
         drafts = _self_tests(
@@ -81,6 +88,7 @@ def publish(
             drafts,
             pipelines={name: one.pipeline.given for name, one in extras.items() if one.pipeline},
             custom_ops={name: one.libraries for name, one in extras.items() if one.libraries},
+            serving=terms,
         )
     click.echo(f"{ref} {'is published' if created else 'was published before, with the same bytes'}", err=True)
     output.item(view, _COLUMNS, lambda one: one.name)
@@ -108,6 +116,8 @@ def show(ferry: "FerryClient", output: Output, name: str) -> None:
             click.echo("\n" + table(steps))
         tests = _test_rows(view)
         click.echo("\n" + (table(tests) if tests else "no self-test"))
+        if serving := _serving_rows(view):
+            click.echo("\n" + table(serving))
 
 
 @release.command("stats")
@@ -224,6 +234,20 @@ def _extras(files: dict[str, Path], pipelines: tuple[str, ...], custom_ops: tupl
             draft = open_pipeline(read_pipeline(of_variant[0]), signature.inputs, signature.outputs)
         extras[name] = Extras(draft, libraries.get(name, ()))
     return extras
+
+
+def _serving_rows(view: "ReleaseView") -> list[list[str]]:
+    """How the variants want to be served; empty when none says anything."""
+    rows = []
+    for name, variant in view.manifest.variants.items():
+        if terms := variant.serving:
+            if terms.cache_bytes:
+                rows.append([name, "answers kept", size(terms.cache_bytes)])
+            rows += [[name, f"to {route.model}", route.when] for route in terms.routes]
+            for tensor, padding in terms.padding.items():
+                mask = f", {padding.mask} with 0" if padding.mask else ""
+                rows.append([name, f"padding {tensor}", f"axis {padding.axis} with {padding.value!r}{mask}"])
+    return [["VARIANT", "SERVING", ""], *rows] if rows else []
 
 
 def _self_tests(

@@ -3,8 +3,8 @@
 A release is immutable: publishing the same files under the same name again changes nothing, other files are refused.
 The manifest says which bytes make up each variant and which tensors go in and out (read from the ONNX file itself); it
 is signed, and its envelope is a blob like any other. So are the lists of the files' parts, which are made here too. A
-variant may carry a self-test, whose samples are one file more, steps around its model, and libraries with operators.
-Publishing also asks for patches from what devices run now.
+variant may carry a self-test, whose samples are one file more, steps around its model, libraries with operators, and
+terms of how it is served. Publishing also asks for patches from what devices run now.
 """
 
 import asyncio
@@ -30,6 +30,7 @@ from common.artifact.manifest import (
     encode_manifest,
 )
 from common.artifact.selftest import SAMPLES_FILE, Rule
+from common.artifact.serving import ServingTerms
 from common.clock import Clock
 from common.delta import CODECS
 from common.errors import Conflict, InvalidInput, NotFound, TooLarge
@@ -41,6 +42,7 @@ from controller.registry.additions import CustomOps, Pipelines, with_custom_ops,
 from controller.registry.blobs import LocalBlobs
 from controller.registry.inspection import Build, inspect_build, parts_of
 from controller.registry.selftests import SelfTests, with_self_test
+from controller.registry.serving import Serving, Terms, asked_terms, with_terms
 from controller.resources import GivenPipeline
 from controller.rollouts.patching import Lineage, PatchKey, bases_of, wanted_patches
 from controller.store.port import AuditEntry, Event, FileParts, Release, Store, Transaction
@@ -84,13 +86,15 @@ class Releases:
         *,
         pipelines: Pipelines | None = None,
         custom_ops: CustomOps | None = None,
+        serving: Serving | None = None,
     ) -> tuple[Release, bool]:
         """Make the release `model@version` of blobs that were uploaded before; whether it is new.
 
-        Raises `InvalidInput` (not an ONNX model, bad names, files that do not belong together, samples that do not
-        fit), `NotFound` (a blob that is not here), `Conflict` (the release exists with other bytes), `StorageFull`.
+        Raises `InvalidInput` (not an ONNX model, bad names, files that do not belong together, samples or terms of
+        serving that do not fit), `NotFound` (a blob that is not here), `Conflict` (the release exists with other
+        bytes), `StorageFull`.
         """
-        added = _Additions(self_tests or {}, pipelines or {}, custom_ops or {})
+        added = _Additions(self_tests or {}, pipelines or {}, custom_ops or {}, asked_terms(serving or {}))
         ref = ReleaseRef(parse_model_name(model), parse_version(version))
         with tracer.start_as_current_span("release.publish", attributes={"ferry.release": str(ref)}):
             _check_names(variants, added)
@@ -104,7 +108,7 @@ class Releases:
             except FileNotFoundError as error:  # garbage collection came between finding a blob and reading it
                 fix = "upload the files again"
                 raise NotFound("a blob was removed meanwhile", field="variants", fix=fix) from error
-            manifest = ReleaseManifest(ref.model, ref.version, complete)
+            manifest = ReleaseManifest(ref.model, ref.version, with_terms(complete, added.serving, ref.model))
             return await self._commit(manifest, lists, actor)
 
     async def collect_garbage(self, actor: str, min_age_s: float = COLLECT_MIN_AGE_S) -> Collected:
@@ -207,6 +211,7 @@ class _Additions(NamedTuple):
     self_tests: SelfTests
     pipelines: Pipelines
     custom_ops: CustomOps
+    serving: Terms
 
 
 def _check_names(variants: Files, added: _Additions) -> None:
@@ -247,6 +252,7 @@ class _Ingredients(NamedTuple):
     latency_max_s: float | None
     pipeline: GivenPipeline | None
     custom_ops: frozenset[str]
+    serving: ServingTerms | None
 
 
 def _asked(variants: Files, added: _Additions) -> dict[str, _Ingredients]:
@@ -259,6 +265,7 @@ def _asked(variants: Files, added: _Additions) -> dict[str, _Ingredients]:
             test.latency_max_s if test else None,
             added.pipelines.get(name),
             frozenset(libraries),
+            added.serving.get(name),
         )
     return asked
 
@@ -271,6 +278,7 @@ def _made_of(manifest: ReleaseManifest) -> dict[str, _Ingredients]:
             build.self_test.latency_max_s if build.self_test else None,
             _given(build),
             frozenset(build.custom_ops),
+            build.serving,
         )
         for name, build in manifest.variants.items()
     }
@@ -288,7 +296,7 @@ def _same(existing: Release, asked: Mapping[str, _Ingredients]) -> Release:
     """The release, if it was made of these; otherwise `Conflict`."""
     if _made_of(existing.manifest) != asked:
         fix = "releases never change; publish the new files under a new version"
-        raise Conflict(f"{existing.ref} exists with other files, steps or another self-test", field="version", fix=fix)
+        raise Conflict(f"{existing.ref} exists with other files, steps, terms or self-test", field="version", fix=fix)
     return existing
 
 

@@ -89,6 +89,7 @@ class Acquisition:
             self_test=variant.self_test,
             pipeline=variant.pipeline or UNSET,
             custom_ops=variant.custom_ops or UNSET,
+            serving=variant.serving,
         )
         return ev.Built(at=self._now(), candidate=candidate)
 

@@ -49,5 +49,6 @@ def _release(parts: Parts, model: ModelName, slot: Slot) -> Installed | None:
                 self_test=variant.self_test,
                 pipeline=variant.pipeline or UNSET,
                 custom_ops=variant.custom_ops or UNSET,
+                serving=variant.serving,
             )
     return None

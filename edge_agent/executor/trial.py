@@ -43,6 +43,7 @@ async def load(parts: Parts, model: ModelName, release: Installed) -> Candidate 
         release.outputs,
         samples=_samples(parts, model, release),
         extras=_extras(parts, model, release),
+        serving=release.serving,
     )
     if tested := candidate.tested:
         extra = {"model": model, "version": release.version, "samples": tested.samples, "latency_s": tested.latency_s}

@@ -75,6 +75,11 @@ class Dispatcher:
         """Requests in the queue."""
         return len(self._waiting)
 
+    @property
+    def busy(self) -> int:
+        """Cores that run something."""
+        return self._cores - self._free
+
     def try_run(self, ticket: Ticket) -> bool:
         """Run `ticket` on the calling thread, if a core is free and nobody waits; whether it was."""
         with self._changed:

@@ -13,12 +13,18 @@ from common.ids import ModelName, Version
 from edge_agent.inference import descriptions
 from edge_agent.inference.asgi import Application, Bodies, BodyLimits, Call, Reply, document, packed
 from edge_agent.inference.protocol import decode_request, encode_response
+from edge_agent.inference.requests import Inference
 from edge_agent.inference.serving import ModelServer, Served
 
 COMPRESS_BYTES_MIN: Final = 1024
 """Shorter answers are not worth compressing."""
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 _HEADER_LENGTH: Final = HEADER_LENGTH.lower().encode()
+ANSWERED_BY: Final = "Ferry-Answered-By"
+"""`MODEL@VERSION` of the release that gave the answer."""
+CACHE: Final = "Ferry-Cache"
+"""`hit` on an answer that was given before, to an equal request."""
+_JSON: Final = (b"content-type", b"application/json")
 _BINARY: Final = (b"content-type", b"application/octet-stream")
 
 
@@ -65,14 +71,19 @@ class _Api:
         try:
             parsed = decode_request(body, _header_length(call))
             answer = await self._server.infer(
-                model, version, parsed.feeds, parsed.outputs, priority=parsed.priority, timeout_s=parsed.timeout_s
+                model,
+                version,
+                parsed.feeds,
+                parsed.outputs,
+                priority=parsed.priority,
+                timeout_s=parsed.timeout_s,
+                parameters=parsed.parameters,
             )
         finally:
             self._bodies.release(len(body))
-        encoded = encode_response(model, answer.version, parsed, answer.outputs)
-        reply = Reply(encoded.data)
-        if encoded.header_length is not None:
-            reply = Reply(encoded.data, 200, (_BINARY, (_HEADER_LENGTH, str(encoded.header_length).encode())))
+        encoded = encode_response(answer.model, answer.version, parsed, answer.outputs)
+        headers = (*_form(encoded.header_length), *_origin(answer))
+        reply = Reply(encoded.data, 200, headers)
         coding = _wanted_coding(call)
         if coding and len(encoded.data) >= COMPRESS_BYTES_MIN:
             headers = (*reply.headers, (b"content-encoding", coding.encode()))
@@ -130,6 +141,19 @@ def _named(call: Call) -> tuple[ModelName, Version | None]:
     """The model and version in the path. They are only looked up, so their grammar does not matter."""
     version = call.named.get("version")
     return ModelName(call.named["model"]), Version(version) if version else None
+
+
+def _form(header_length: int | None) -> tuple[tuple[bytes, bytes], ...]:
+    if header_length is None:
+        return (_JSON,)
+    return _BINARY, (_HEADER_LENGTH, str(header_length).encode())
+
+
+def _origin(answer: Inference) -> tuple[tuple[bytes, bytes], ...]:
+    """Who answered, and whether from memory."""
+    release = f"{answer.model}@{answer.version}".encode("ascii", "replace")
+    hit = ((CACHE.lower().encode(), b"hit"),) if answer.recalled else ()
+    return ((ANSWERED_BY.lower().encode(), release), *hit)
 
 
 def _header_length(call: Call) -> int | None:

@@ -24,13 +24,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from common.artifact import TensorSpec
 from common.artifact.samples import Sample
 from common.artifact.selftest import SelfTest
+from common.artifact.serving import ServingChanges, ServingTerms
 from common.artifact.tensors import Array
 from common.clock import Clock
 from common.errors import Conflict
@@ -39,12 +40,14 @@ from edge_agent.inference.answering import Answering, Recorder
 from edge_agent.inference.engine import Engine, EngineFailure, Session
 from edge_agent.inference.flow import FlowLimits, RequestFlow, Terms
 from edge_agent.inference.health import Health
+from edge_agent.inference.kept_terms import KeptTerms, kept_terms
 from edge_agent.inference.loaded import Loaded, Statistics
 from edge_agent.inference.niced import run_niced
 from edge_agent.inference.opening import Extras, Opened, open_release
 from edge_agent.inference.placement import Placement, Placements
+from edge_agent.inference.recall import CACHE_BYTES_MAX, Recall
 from edge_agent.inference.requests import Inference
-from edge_agent.inference.scheduling import PRIORITY_DEFAULT, WaitingLimits
+from edge_agent.inference.scheduling import BATCH_BYTES_MAX, PRIORITY_DEFAULT, WaitingLimits
 from edge_agent.inference.selftest import SamplesFile, Tested, check_answers, measure
 from edge_agent.inference.timelimit import TimeLimited
 from edge_agent.inference.trial import ModelRejected, check, probe
@@ -86,7 +89,9 @@ class ModelServer:
     """Serves models by name; see the module's text for the life of a release.
 
     `workers` is the number of inferences at one time (default: the cores that this process may use), `queue` how many
-    more may wait, `run_s_max` how many seconds the engine may take for one of them.
+    more may wait, `run_s_max` how many seconds the engine may take for one of them. `batch_bytes_max` bounds the
+    inputs and answers of one batch, `cache_bytes_max` the answers that all releases keep together; `changes` are
+    what the owner says of how models are served.
     """
 
     def __init__(
@@ -98,14 +103,19 @@ class ModelServer:
         workers: int | None = None,
         queue: int = QUEUE_REQUESTS_MAX,
         run_s_max: float = RUN_S_MAX,
+        batch_bytes_max: int = BATCH_BYTES_MAX,
+        cache_bytes_max: int = CACHE_BYTES_MAX,
+        changes: Mapping[ModelName, ServingChanges] | None = None,
     ) -> None:
         self._engine = engine
         self._clock = clock
         self._run_s_max = run_s_max
         self._placements = Placements()
+        self._changes = changes or {}
+        self._recall = Recall(clock, cache_bytes_max)
         cores = workers or len(os.sched_getaffinity(0))
-        limits = FlowLimits(WaitingLimits(queue), run_s_max)
-        self._flow = RequestFlow(self._placements, Answering(recorder, clock), clock, cores, limits)
+        limits = FlowLimits(WaitingLimits(queue, batch_bytes_max=batch_bytes_max), run_s_max)
+        self._flow = RequestFlow(self._placements, Answering(recorder, clock, self._recall), clock, cores, limits)
         self._loading = asyncio.Lock()
 
     @property
@@ -136,17 +146,19 @@ class ModelServer:
         *,
         priority: int = PRIORITY_DEFAULT,
         timeout_s: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Inference:
         """The model's answer to `feeds` (input name to array of the declared type and shape).
 
         Without `version` the release in service answers, and during probation the previous one in its place if need
         be. `outputs` picks some outputs by name; None means all. `priority` is 1 (first) to 9; a request that could not
-        be started within `timeout_s` never is.
+        be started within `timeout_s` never is. The release's rules may hand a request without a version on to another
+        model; `parameters` are what they may ask of it beside its tensors.
 
         Raises `NotFound` (model or version is not served), `InvalidInput` (names the tensor and what is expected),
         `Overloaded` and `DeadlineExceeded` (nothing was started), `EngineFailure` (the model raised).
         """
-        return await self._flow.infer(model, version, feeds, outputs, Terms(priority, timeout_s))
+        return await self._flow.infer(model, version, feeds, outputs, Terms(priority, timeout_s, parameters or {}))
 
     def infer_here(
         self,
@@ -157,9 +169,10 @@ class ModelServer:
         *,
         priority: int = PRIORITY_DEFAULT,
         timeout_s: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Inference:
         """`infer` for callers without a loop, on any thread: when a core is free the caller's own thread runs it."""
-        return self._flow.infer_here(model, version, feeds, outputs, Terms(priority, timeout_s))
+        return self._flow.infer_here(model, version, feeds, outputs, Terms(priority, timeout_s, parameters or {}))
 
     def submit(
         self,
@@ -170,9 +183,10 @@ class ModelServer:
         *,
         priority: int = PRIORITY_DEFAULT,
         timeout_s: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> "Future[Inference]":
         """`infer` for callers on other loops: never waits; a request whose future is cancelled in time is not run."""
-        return self._flow.submit(model, version, feeds, outputs, Terms(priority, timeout_s))
+        return self._flow.submit(model, version, feeds, outputs, Terms(priority, timeout_s, parameters or {}))
 
     async def prepare(
         self,
@@ -184,9 +198,10 @@ class ModelServer:
         *,
         samples: SamplesFile | None = None,
         extras: Extras = NO_EXTRAS,
+        serving: ServingTerms | None = None,
     ) -> Candidate:
         """Load the model file at `path` with its `extras`, check it against the manifest's `inputs` and `outputs`, warm
-        it up, and let it answer its `samples`.
+        it up, and let it answer its `samples`. `serving` is how the release wants to be served.
 
         One load at a time, at the lowest priority; only the time that samples take is measured at that of requests.
         Raises `ModelRejected` (`SelfTestFailed` for wrong answers) when the release is at fault; `NotFound` (no file),
@@ -210,7 +225,10 @@ class ModelServer:
             except EngineFailure as error:
                 raise ModelRejected(error.message) from error
             tested = await asyncio.to_thread(timed, opened.session, answered, samples.terms) if samples else None
-        return Candidate(model, version, Loaded(model, version, opened, inputs, outputs), tested)
+        terms = self._changes.get(model, ServingChanges()).applied(serving or ServingTerms())
+        loaded = Loaded(model, version, opened, inputs, outputs, serving=terms)
+        self._flow.router.learn(loaded)
+        return Candidate(model, version, loaded, tested)
 
     def switch(self, candidate: Candidate) -> None:
         """Let the candidate answer from the next request on; what ran before becomes its fallback.
@@ -251,7 +269,7 @@ class ModelServer:
         """
         current, fallback, _ = self._placements.of(model)
         self._placements[model] = Placement(current, None, probation=False)
-        await _retired(fallback)
+        await self._retired(fallback)
 
     async def revert(self, model: ModelName) -> None:
         """Undo the switch: the fallback serves again (without one the model is out of service).
@@ -265,17 +283,17 @@ class ModelServer:
             self._placements[model] = Placement(fallback, None, probation=False)
         else:
             del self._placements[model]
-        await _retired(current)
+        await self._retired(current)
 
     async def retire(self, model: ModelName) -> None:
         """Take the model out of service; requests that are under way are still answered. Unknown models are ignored."""
         placement = self._placements.pop(model, None)
         if placement:
-            await asyncio.gather(_retired(placement.current), _retired(placement.fallback))
+            await asyncio.gather(self._retired(placement.current), self._retired(placement.fallback))
 
     async def discard(self, candidate: Candidate) -> None:
         """Close a candidate that will not be switched to."""
-        await _retired(candidate.loaded)
+        await self._retired(candidate.loaded)
 
     async def close(self) -> None:
         """Refuse new requests, answer those that are under way, close everything."""
@@ -292,9 +310,22 @@ class ModelServer:
             if loaded
         )
 
+    def kept_terms(self) -> tuple[KeptTerms, ...]:
+        """How the terms of the releases in service are kept, of those that have any."""
+        current = [placement.current for _, placement in sorted(self._placements.items())]
+        router = self._flow.router
+        return tuple(kept_terms(one, self._recall, router) for one in current if one.serving != ServingTerms())
+
     def served(self, model: ModelName, version: Version | None = None) -> Served:
         """The release that would answer such a request, or `NotFound`."""
         return _served(self._placements.choose(model, version)[0], self._placements.of(model))
+
+    async def _retired(self, loaded: Loaded | None) -> None:
+        if loaded:
+            closed = loaded.retire()
+            self._recall.forget_when(closed, loaded)
+            self._flow.router.forget(loaded)
+            await asyncio.shield(asyncio.wrap_future(closed))
 
 
 @contextlib.contextmanager
@@ -316,8 +347,3 @@ def _served(loaded: Loaded, placement: Placement) -> Served:
         probation=placement.probation,
         statistics=loaded.statistics(),
     )
-
-
-async def _retired(loaded: Loaded | None) -> None:
-    if loaded:
-        await asyncio.shield(asyncio.wrap_future(loaded.retire()))

@@ -20,6 +20,11 @@ def check_outputs(specs: tuple[TensorSpec, ...], wanted: Iterable[str]) -> None:
             raise InvalidInput("the model has no such output", field=f"outputs.{name}", fix=f"it has {in_words(known)}")
 
 
+def bytes_of(arrays: Iterable[Array]) -> int:
+    """What `arrays` take in memory; of strings their characters too."""
+    return sum(array.nbytes + (sum(map(len, array.flat)) if array.dtype == np.object_ else 0) for array in arrays)
+
+
 def mismatch(promised: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...]) -> str | None:
     """How the tensors `found` in a session differ from those `promised` by the manifest, or None when they agree.
 

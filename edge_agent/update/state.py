@@ -16,6 +16,7 @@ from msgspec import UNSET, UnsetType
 from common.artifact import ArtifactRef, TensorSpec, digest_of
 from common.artifact.pipeline import Pipeline
 from common.artifact.selftest import SelfTest
+from common.artifact.serving import ServingTerms
 from common.ids import Digest, ModelName, Version
 from common.wire import DesiredModel, Strategy, Transport, UpdateReport
 
@@ -51,7 +52,8 @@ class Stage(StrEnum):
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
     """A complete, verified release in a slot: all of `files`, of which `onnx_file` is the one to load, one has the
-    samples of `self_test`, if it carries one, and some are libraries with `custom_ops`.
+    samples of `self_test`, if it carries one, and some are libraries with `custom_ops`. `serving` is how the release
+    wants to be served.
     """
 
     slot: Slot
@@ -66,6 +68,7 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     pipeline: Pipeline | UnsetType = UNSET
     custom_ops: tuple[str, ...] | UnsetType = UNSET
     """Not written for releases that have none, so that what the journal says of those stays the same."""
+    serving: ServingTerms | None = None
     activated_at: float | None = None
 
     @property

@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper, save_model
 from onnx.external_data_helper import set_external_data
 
 from common.artifact import TensorSpec
+from common.artifact.serving import ServingTerms
 from common.artifact.tensors import Array
 from common.clock import SystemClock
 from common.ids import ModelName, Version
@@ -243,16 +245,25 @@ class HeldEngine(OrtEngine):
 class Bench:
     """A model server on a folder of small models, with its telemetry."""
 
-    def __init__(self, folder: Path, **settings: int) -> None:
+    def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder
         self.engine = HeldEngine()
         self.recorder = Recorder(0.0)
         self.server = ModelServer(self.engine, self.recorder, SystemClock(), **settings)
 
-    async def put(self, version: str, make: Callable[[Path], Path], outputs: tuple[TensorSpec, ...] = Y) -> None:
+    async def put(
+        self,
+        version: str,
+        make: Callable[[Path], Path],
+        outputs: tuple[TensorSpec, ...] = Y,
+        *,
+        model: ModelName = MODEL,
+        inputs: tuple[TensorSpec, ...] = X,
+        serving: ServingTerms | None = None,
+    ) -> None:
         """Make a model and switch to it, without committing."""
-        path = make(self.folder / f"{version}.onnx")
-        self.server.switch(await self.server.prepare(MODEL, Version(version), path, X, outputs))
+        path = make(self.folder / f"{model}-{version}.onnx")
+        self.server.switch(await self.server.prepare(model, Version(version), path, inputs, outputs, serving=serving))
 
     async def add(self, number: int) -> None:
         """Serve `adder(number)` as version `number`, committed."""

@@ -12,6 +12,7 @@ from common.artifact import (
     encode_manifest,
 )
 from common.artifact.selftest import Close, Exact, Rule, SelfTest, Top1
+from common.artifact.serving import Padding, Route, ServingTerms
 from common.errors import IntegrityFailure
 from common.ids import ModelName, Version
 
@@ -23,6 +24,13 @@ VARIANT = Variant({"model.onnx": FILE, "model.onnx.data": DATA}, "model.onnx", I
 RULES: dict[str, Rule] = {"y": Close(rtol=0.001, atol=0.5), "label": Exact(), "scores": Top1()}
 SELF_TEST = SelfTest(samples="selftest.safetensors", count=3, rules=RULES, latency_max_s=0.2)
 TESTED = Variant({**VARIANT.files, "selftest.safetensors": DATA}, "model.onnx", INPUTS, OUTPUTS, SELF_TEST)
+
+SERVING = ServingTerms(
+    cache_bytes=1_000_000,
+    routes=(Route('load.waiting > 4 && input["x"].shape[0] == 1', ModelName("detector-small")),),
+    padding={"x": Padding(axis=1, value=0.5, mask="m"), "z": Padding(axis=2)},
+)
+SERVED = Variant(VARIANT.files, "model.onnx", INPUTS, OUTPUTS, serving=SERVING)
 
 
 def manifest(**variants: Variant) -> ReleaseManifest:
