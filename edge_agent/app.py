@@ -84,7 +84,8 @@ class Agent:
     def status(self) -> dict[str, Any]:
         """What `GET /status` on the inference API tells."""
         standing: dict[str, Any] = msgspec.to_builtins(self._standing()) if self._standing else {}
-        return {"device": self._identity.device, "connected": self._connected, **standing}
+        traffic = msgspec.to_builtins(self._server.traffic()) if self._server else {}
+        return {"device": self._identity.device, "connected": self._connected, **standing, "traffic": traffic}
 
     @property
     def watched(self) -> Watched:

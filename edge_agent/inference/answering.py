@@ -54,7 +54,7 @@ class Answering:
         loaded.ran(rows, seconds)
         now = self._clock.now()
         for request in requests:
-            queue_s = started_at - request.admitted_at
+            queue_s, request.compute_s = started_at - request.admitted_at, seconds
             loaded.measure(failed=False, queue_s=queue_s, compute_s=seconds, now=now)
         return [
             self._delivered(loaded, Attempt(outputs=outputs), request, judged=True)
@@ -97,7 +97,7 @@ class Answering:
             loaded.ran(request.rows or 1, seconds)
             if loaded is request.chosen.first:
                 loaded.batching.observe(request.shape, request.rows or 1, seconds)
-        queue_s = started_at - request.admitted_at
+        queue_s, request.compute_s = started_at - request.admitted_at, seconds
         loaded.measure(failed=not tried.good, queue_s=queue_s, compute_s=seconds, now=self._clock.now())
         return tried
 

@@ -20,19 +20,24 @@ from common.ids import ModelName, Version
 from edge_agent.inference.answering import Answer, Answering
 from edge_agent.inference.dispatch import Dispatcher
 from edge_agent.inference.engine import EngineFailure
+from edge_agent.inference.mirror import Mirror
 from edge_agent.inference.placement import Placements
 from edge_agent.inference.requests import Inference, Overloaded, Request
 from edge_agent.inference.scheduling import PRIORITY_DEFAULT, Ticket, WaitingLimits
+from edge_agent.inference.sides import NO_WISH, Wish
 from edge_agent.inference.tensors import check_outputs
 
 logger = logging.getLogger(__name__)
 
 
 class Terms(NamedTuple):
-    """How urgent a request is: `priority` 1 (first) to 9, and within which time it must be started."""
+    """How urgent a request is: `priority` 1 (first) to 9, and within which time it must be started. And who it wishes
+    to be answered by.
+    """
 
     priority: int = PRIORITY_DEFAULT
     timeout_s: float | None = None
+    wish: Wish = NO_WISH
 
 
 class FlowLimits(NamedTuple):
@@ -53,6 +58,7 @@ class RequestFlow:
         self._clock = clock
         self._dispatcher = Dispatcher(cores, limits.waiting, limits.run_s_max, self, clock)
         self._arrived: list[Ticket] = []
+        self.mirrors: dict[ModelName, Mirror] = {}
         self._loop_thread = 0
         self.closed = False
         self.finished = 0
@@ -77,7 +83,7 @@ class RequestFlow:
         loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         future: asyncio.Future[Inference] = loop.create_future()
-        request = self._request(model, version, feeds, outputs, future)
+        request = self._request(model, version, feeds, outputs, future, wish=terms.wish)
         ticket = _ticket(request, terms)
         self._arrived.append(ticket)
         if len(self._arrived) == 1:
@@ -99,7 +105,7 @@ class RequestFlow:
     ) -> Inference:
         """See `ModelServer.infer_here`."""
         future: Future[Inference] = Future()
-        request = self._request(model, version, feeds, outputs, future)
+        request = self._request(model, version, feeds, outputs, future, wish=terms.wish)
         ticket = _ticket(request, terms)
         if not self._dispatcher.try_run(ticket):
             self._dispatcher.submit([ticket])
@@ -115,7 +121,7 @@ class RequestFlow:
     ) -> "Future[Inference]":
         """See `ModelServer.submit`."""
         future: Future[Inference] = Future()
-        request = self._request(model, version, feeds, outputs, future)
+        request = self._request(model, version, feeds, outputs, future, wish=terms.wish)
         ticket = _ticket(request, terms)
 
         def ended(_: object) -> None:
@@ -167,9 +173,22 @@ class RequestFlow:
         answers = self._answering.together(requests) if len(requests) > 1 and batching.proven else None
         if answers is None:
             answers = [self._alone(request) for request in requests]
+        if self.mirrors:
+            self._offer(answers)
         self._deliver(answers)
         if len(requests) > 1 and not batching.proven:
             self._answering.try_together(requests, answers)
+
+    def _offer(self, answers: Sequence[Answer]) -> None:
+        """Let a candidate look at what was asked and answered."""
+        for request, outcome in answers:
+            if mirror := self.mirrors.get(request.chosen.first.model):
+                mirror.offer(request, outcome)
+
+    @property
+    def free(self) -> bool:
+        """See `Dispatcher.free`."""
+        return self._dispatcher.free
 
     def _alone(self, request: Request) -> Answer:
         answer = self._answering.alone(request)
@@ -183,12 +202,14 @@ class RequestFlow:
         feeds: Mapping[str, Array],
         outputs: Sequence[str] | None,
         future: "asyncio.Future[Inference] | Future[Inference]",
+        *,
+        wish: Wish,
     ) -> Request:
         """A request that may run; whoever called sees to its end."""
         if self.closed:
             raise Unavailable("the inference server is stopping")
         admitted_at = self._clock.monotonic()
-        chosen = self._placements.pin(model, version)
+        chosen = self._placements.pin(model, version, wish)
         try:
             check_feeds(chosen.first.inputs, feeds)
             if outputs is None:

@@ -29,9 +29,12 @@ class Inference(NamedTuple):
 
 
 class Request:
-    """A request that was admitted at `admitted_at` (monotonic seconds); `chosen` is pinned until it is done."""
+    """A request that was admitted at `admitted_at` (monotonic seconds); `chosen` is pinned until it is done.
 
-    __slots__ = ("admitted_at", "chosen", "feeds", "future", "outputs", "rows", "shape")
+    `compute_s` is how long the engine took for it, or for the batch that it was in.
+    """
+
+    __slots__ = ("admitted_at", "chosen", "compute_s", "feeds", "future", "outputs", "rows", "shape")
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class Request:
         self.outputs = outputs
         self.admitted_at = admitted_at
         self.future = future
+        self.compute_s = 0.0
         batching = chosen.first.batching
         self.shape: Hashable = batching.shape_of(feeds)
         self.rows = batching.rows_of(feeds)
