@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -299,6 +300,22 @@ def test_terms_for_live_requests_that_cannot_be_are_refused_before_anything_is_s
     assert refused.exit_code == 2
     for word in words:
         assert word in refused.stderr
+
+
+def test_the_commands_of_the_how_to_page_do_what_it_says(ferry: Ferry, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/shadow-and-ab.md").read_text()
+    commands = re.findall(r"^ferry (rollout create .*)$", page, re.MULTILINE)
+    made = [json.loads(ferry(*command.split(), "-o", "json").stdout)["spec"] for command in commands]
+    assert [(bool(spec["shadow"]), bool(spec["split"])) for spec in made] == [(True, False), (False, True)]
+    assert (made[0]["shadow"]["for_s"], made[0]["shadow"]["agreement_min"]) == (600, 0.98)
+    assert (made[1]["probation_s"], made[1]["split"]["share"]) == (86_400, 0.1)
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    file = tmp_path / "rollout.yaml"
+    file.write_text(text)
+    spec = json.loads(ferry("rollout", "create", "-f", file, "-o", "json").stdout)["spec"]
+    assert (spec["shadow"]["share"], spec["shadow"]["rtol"]) == (0.1, 0.05)
+    assert ferry("release", "stats", "detector@1.1.0").exit_code == 0
+    assert ferry("device", "show", "cam-1").exit_code == 0
 
 
 def test_the_api_refuses_terms_that_it_does_not_know(fleet: Fleet) -> None:

@@ -1,6 +1,9 @@
 """While a candidate is in probation it answers a share of the requests: by chance, by key, by what a request says."""
 
 import asyncio
+import json
+import re
+import shutil
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -191,6 +194,25 @@ async def test_over_http_by_header_by_parameter_and_by_key(device: Device, desk:
     (sides,) = device.server.traffic().values()
     assert isinstance(sides, SplitReport)
     assert sides.candidate.requests + sides.stable.requests == sum(one["inference_count"] for one in stats)
+
+
+async def test_the_request_of_the_how_to_page_reaches_the_candidate(
+    device: Device, desk: ReleaseDesk, tmp_path: Path
+) -> None:
+    if not shutil.which("curl"):
+        pytest.skip("the page's example uses curl, which is not installed")
+    await device.executor.accept(desk.order(added(desk, tmp_path, 2, HALF, 3600)))
+    await on_trial(device)
+    listener = await listen(inference_app(device.server), "127.0.0.1", 0)
+    (tmp_path / "request.json").write_text(json.dumps(DOCUMENT))
+    page = (Path(__file__).parents[2] / "docs/how-to/shadow-and-ab.md").read_text()
+    (command,) = re.findall(r"^curl .*$", page, re.MULTILINE)
+    command = command.replace("127.0.0.1:8500", listener.url.removeprefix("http://")).replace("detector", MODEL)
+    for side, version in (("candidate", "2"), ("stable", "1")):
+        text = command.replace("candidate", side)
+        child = await asyncio.create_subprocess_exec("bash", "-c", text, cwd=tmp_path, stdout=asyncio.subprocess.PIPE)
+        assert json.loads((await child.communicate())[0])["model_version"] == version
+    await listener.close()
 
 
 async def test_after_a_crash_the_requests_are_divided_again(tmp_path: Path, desk: ReleaseDesk) -> None:
