@@ -85,7 +85,9 @@ class Agent:
         """What `GET /status` on the inference API tells."""
         standing: dict[str, Any] = msgspec.to_builtins(self._standing()) if self._standing else {}
         serving: list[Any] = msgspec.to_builtins(self._server.kept_terms()) if self._server else []
-        return {"device": self._identity.device, "connected": self._connected, "serving": serving, **standing}
+        traffic = msgspec.to_builtins(self._server.traffic()) if self._server else {}
+        told = {"device": self._identity.device, "connected": self._connected}
+        return {**told, **standing, "serving": serving, "traffic": traffic}
 
     @property
     def watched(self) -> Watched:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from common.artifact.tensors import Array
 from common.errors import Conflict
@@ -27,6 +27,7 @@ from edge_agent.config import AgentSettings, load_settings
 from edge_agent.identity import load_identity
 from edge_agent.inference.requests import Inference
 from edge_agent.inference.serving import ModelServer, Served
+from edge_agent.inference.sides import Wish
 from edge_agent.running import sole_user
 
 
@@ -85,16 +86,21 @@ class Device:
         priority: int = 0,
         timeout_s: float | None = None,
         parameters: Mapping[str, Any] | None = None,
+        side: Literal["", "candidate", "stable"] = "",
+        key: str = "",
     ) -> Inference:
         """The answer to `inputs` (name to array of the declared type and shape), with the version that gave it.
 
         `outputs` picks some by name; `priority` is 1 (first) to 9, 0 the default; a request that could not be started
-        within `timeout_s` never is; `parameters` are for the rules of the release. Raises `NotFound`, `InvalidInput`,
-        `Overloaded`, `DeadlineExceeded` and `EngineFailure`, as `ModelServer.infer` does.
+        within `timeout_s` never is; `parameters` are for the rules of the release. While an update splits the requests,
+        `side` says who shall answer this one, and all with the same `key` are answered by the same side.
+
+        Raises `NotFound`, `InvalidInput`, `Overloaded`, `DeadlineExceeded` and `EngineFailure`, as `ModelServer.infer`
+        does.
         """
         named = ModelName(model), Version(version) if version else None
         return self._server().infer_here(
-            *named, inputs, outputs, priority=priority, timeout_s=timeout_s, parameters=parameters
+            *named, inputs, outputs, priority=priority, timeout_s=timeout_s, parameters=parameters, wish=Wish(side, key)
         )
 
     async def infer_async(
@@ -107,11 +113,13 @@ class Device:
         priority: int = 0,
         timeout_s: float | None = None,
         parameters: Mapping[str, Any] | None = None,
+        side: Literal["", "candidate", "stable"] = "",
+        key: str = "",
     ) -> Inference:
         """`infer` for coroutines, on any event loop. Cancelling it takes a request that waits along."""
         named = ModelName(model), Version(version) if version else None
         future = self._server().submit(
-            *named, inputs, outputs, priority=priority, timeout_s=timeout_s, parameters=parameters
+            *named, inputs, outputs, priority=priority, timeout_s=timeout_s, parameters=parameters, wish=Wish(side, key)
         )
         return await asyncio.wrap_future(future)
 

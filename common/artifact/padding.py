@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from common.artifact.manifest import TensorSpec
+from common.artifact.tensor_spec import TensorSpec
 from common.artifact.serving import Padding
 from common.artifact.tensors import DTYPES, describe, in_words
 from common.errors import InvalidInput

@@ -36,6 +36,7 @@ from common.wire.messages import (
     UpdateReport,
 )
 from common.wire.topics import TO_DEVICE, Kind, Topic, filters_for_controller, filters_for_device
+from common.wire.traffic import Shadow, ShadowReport, SideReport, Split, SplitReport
 
 __all__ = [
     "LATENCY_BOUNDS_S",
@@ -58,6 +59,11 @@ __all__ = [
     "Presence",
     "ReportedModel",
     "ReportedState",
+    "Shadow",
+    "ShadowReport",
+    "SideReport",
+    "Split",
+    "SplitReport",
     "Strategy",
     "Telemetry",
     "TelemetryWindow",

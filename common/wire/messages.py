@@ -7,10 +7,11 @@ kind within an epoch: `(device, epoch, seq)` names a message once and for all.
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from common.artifact.manifest import FILE_NAME, FILES_PER_VARIANT_MAX, ArtifactRef
 from common.ids import DeviceId, Digest, ModelName, Version
+from common.wire.traffic import Shadow, ShadowReport, Split, SplitReport
 
 PROTOCOL_VERSION = 1
 
@@ -42,7 +43,7 @@ Of the files of one release the costliest says it, in this order.
 
 Transport = Literal["none", "mqtt", "http"]
 
-UpdatePhase = Literal["idle", "fetching", "verifying", "warming", "probation", "failed"]
+UpdatePhase = Literal["idle", "fetching", "verifying", "warming", "shadowing", "probation", "failed"]
 """Where a model stands on the device; `failed` lasts until a newer order."""
 
 Outcome = Literal["succeeded", "failed", "rolled_back", "rejected"]
@@ -189,6 +190,10 @@ class DesiredModel(msgspec.Struct, frozen=True, kw_only=True):
     max_bytes: Count | None = None
     """The most bytes that this update may move over the network to the device, manifest and all; None: any number."""
     on_exceed: OnExceed = "defer"
+    shadow: Shadow | UnsetType = UNSET
+    """Try it on live requests before the switch; left out: not."""
+    split: Split | UnsetType = UNSET
+    """Who answers while it is in probation; left out: the new release everything."""
 
     @property
     def artifact(self) -> ArtifactRef:
@@ -238,6 +243,8 @@ class UpdateReport(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float = 0.0
     activated_at: float | None = None
     finished_at: float = 0.0
+    shadow: ShadowReport | UnsetType = UNSET
+    split: SplitReport | UnsetType = UNSET
 
 
 class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -256,6 +263,8 @@ class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
     sentence; empty while it moves.
     """
     last_update: UpdateReport | None = None
+    shadow: ShadowReport | UnsetType = UNSET
+    """What the update under way found in its shadow time."""
 
 
 class ReportedState(Sequenced, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ import logging
 from common.errors import FerryError, Unavailable
 from common.ids import ModelName
 from common.pipelines import PluginMissing
+from common.wire import Shadow
 from edge_agent.executor.acquire import interrupted
 from edge_agent.executor.parts import Parts
 from edge_agent.inference.health import Health, Verdict, judge
@@ -93,6 +94,17 @@ async def warm(parts: Parts, model: ModelName, release: Installed) -> Candidate 
     return candidate
 
 
+async def shadow(parts: Parts, candidate: Candidate, terms: Shadow) -> ev.Event:
+    """Put live requests to the candidate too for as long as the terms say."""
+    ends_at = parts.clock.monotonic() + terms.for_s
+    with parts.server.mirroring(candidate, terms) as mirror:
+        while (left_s := ends_at - parts.clock.monotonic()) > 0:
+            await asyncio.sleep(min(parts.limits.health_s, left_s))
+            mirror.oversee()
+        found = mirror.report()
+    return ev.Shadowed(at=parts.clock.now(), found=found)
+
+
 def _samples(parts: Parts, model: ModelName, release: Installed) -> SamplesFile | None:
     test = release.self_test
     return SamplesFile(parts.slots.path(model, release.slot, test.samples), test) if test else None
@@ -111,7 +123,11 @@ async def watch(parts: Parts, model: ModelName, switched_at: float, probation_s:
         verdict = _VERDICTS[judge(health)]
         if verdict == "fail" or elapsed_s >= probation_s:
             return ev.HealthChecked(
-                at=parts.clock.now(), verdict=verdict, elapsed_s=elapsed_s, detail=_in_words(health)
+                at=parts.clock.now(),
+                verdict=verdict,
+                elapsed_s=elapsed_s,
+                detail=_in_words(health),
+                split=parts.server.sides(model),
             )
         await asyncio.sleep(min(parts.limits.health_s, probation_s - elapsed_s))
 

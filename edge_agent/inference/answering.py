@@ -62,7 +62,7 @@ class Answering:
         loaded.ran(rows, seconds)
         now = self._clock.now()
         for request in requests:
-            queue_s = started_at - request.admitted_at
+            queue_s, request.compute_s = started_at - request.admitted_at, seconds
             loaded.measure(failed=False, queue_s=queue_s, compute_s=seconds, now=now)
         return [
             self._delivered(loaded, Attempt(outputs=outputs), request, judged=True)
@@ -115,7 +115,7 @@ class Answering:
             loaded.ran(request.rows or 1, seconds)
             if loaded is request.chosen.first:
                 loaded.batching.observe(request.kind, request.rows or 1, seconds, _bytes(tried))
-        queue_s = started_at - request.admitted_at
+        queue_s, request.compute_s = started_at - request.admitted_at, seconds
         loaded.measure(failed=not tried.good, queue_s=queue_s, compute_s=seconds, now=self._clock.now())
         return tried
 

@@ -80,6 +80,11 @@ class Dispatcher:
         """Cores that run something."""
         return self._cores - self._free
 
+    @property
+    def free(self) -> bool:
+        """Whether a core is free and nobody waits for one; by the time it is known that may have changed."""
+        return self._free > 0 and not len(self._waiting)
+
     def try_run(self, ticket: Ticket) -> bool:
         """Run `ticket` on the calling thread, if a core is free and nobody waits; whether it was."""
         with self._changed:

@@ -22,24 +22,27 @@ from edge_agent.inference.answering import Answer, Answering
 from edge_agent.inference.batching import TRIAL_ROWS_MAX
 from edge_agent.inference.dispatch import Dispatcher
 from edge_agent.inference.engine import EngineFailure
+from edge_agent.inference.mirror import Mirror
 from edge_agent.inference.placement import Placements
 from edge_agent.inference.requests import Inference, Overloaded, Request
 from edge_agent.inference.router import Router
 from edge_agent.inference.routing import Load
 from edge_agent.inference.scheduling import PRIORITY_DEFAULT, Ticket, WaitingLimits
+from edge_agent.inference.sides import NO_WISH, Wish
 from edge_agent.inference.tensors import check_outputs
 
 logger = logging.getLogger(__name__)
 
 
 class Terms(NamedTuple):
-    """How urgent a request is: `priority` 1 (first) to 9, and within which time it must be started; and what else it
-    says of itself, for rules.
+    """How urgent a request is: `priority` 1 (first) to 9, and within which time it must be started; what else it says
+    of itself, for rules; and who it wishes to be answered by.
     """
 
     priority: int = PRIORITY_DEFAULT
     timeout_s: float | None = None
     parameters: Mapping[str, Any] = {}
+    wish: Wish = NO_WISH
 
 
 class FlowLimits(NamedTuple):
@@ -64,6 +67,7 @@ class RequestFlow:
         self._cores = cores
         self._batch_bytes_max = limits.waiting.batch_bytes_max
         self._arrived: list[Ticket] = []
+        self.mirrors: dict[ModelName, Mirror] = {}
         self._loop_thread = 0
         self.closed = False
         self.finished = 0
@@ -195,8 +199,21 @@ class RequestFlow:
         answers = self._answering.together(requests) if len(requests) > 1 and together else None
         if answers is None:
             answers = [self._alone(request) for request in requests]
+        if self.mirrors:
+            self._offer(answers)
         self._deliver(answers)
         return answers
+
+    def _offer(self, answers: Sequence[Answer]) -> None:
+        """Let a candidate look at what was asked and answered."""
+        for request, outcome in answers:
+            if mirror := self.mirrors.get(request.chosen.first.model):
+                mirror.offer(request, outcome)
+
+    @property
+    def free(self) -> bool:
+        """See `Dispatcher.free`."""
+        return self._dispatcher.free
 
     def _alone(self, request: Request) -> Answer:
         answer = self._answering.alone(request)
@@ -217,7 +234,7 @@ class RequestFlow:
         if self.closed:
             raise Unavailable("the inference server is stopping")
         admitted_at = self._clock.monotonic()
-        chosen = self._placements.pin(model, version)
+        chosen = self._placements.pin(model, version, terms.wish)
         try:
             check_feeds(chosen.first.inputs, feeds)
             if outputs is None:

@@ -12,9 +12,10 @@ from common.errors import Forbidden, InvalidInput
 from common.ids import ModelName, Version
 from edge_agent.inference import descriptions
 from edge_agent.inference.asgi import Application, Bodies, BodyLimits, Call, Reply, document, packed
-from edge_agent.inference.protocol import decode_request, encode_response
+from edge_agent.inference.protocol import InferRequest, decode_request, encode_response
 from edge_agent.inference.requests import Inference
 from edge_agent.inference.serving import ModelServer, Served
+from edge_agent.inference.sides import NO_WISH, Wish, wish_in
 
 COMPRESS_BYTES_MIN: Final = 1024
 """Shorter answers are not worth compressing."""
@@ -78,6 +79,7 @@ class _Api:
                 priority=parsed.priority,
                 timeout_s=parsed.timeout_s,
                 parameters=parsed.parameters,
+                wish=self._wish(model, call, parsed),
             )
         finally:
             self._bodies.release(len(body))
@@ -106,9 +108,12 @@ class _Api:
 
     async def statistics(self, call: Call) -> Reply:
         if "model" not in call.named:
-            return document(descriptions.model_statistics(self._server.models()))
+            return document(descriptions.model_statistics(self._server.models() + self._server.shadows()))
         model, version = _named(call)
-        chosen = [self._server.served(model, version)] if version else self._all(model)
+        shadows = [one for one in self._server.shadows() if one.model == model]
+        chosen = [one for one in shadows if one.version == version]
+        if not chosen:
+            chosen = [self._server.served(model, version)] if version else [*self._all(model), *shadows]
         return document(descriptions.model_statistics(chosen))
 
     async def server_metadata(self, _: Call) -> Reply:
@@ -131,6 +136,13 @@ class _Api:
 
     async def status(self, _: Call) -> Reply:
         return document(self._status() if self._status else {})
+
+    def _wish(self, model: ModelName, call: Call, parsed: InferRequest) -> Wish:
+        """Who shall answer, from the header or the parameter that the order names, where requests are split."""
+        split = self._server.split(model)
+        if split is None:
+            return NO_WISH
+        return wish_in(split, lambda name: call.header(name.lower().encode()) or str(parsed.parameters.get(name, "")))
 
     def _all(self, model: ModelName) -> Sequence[Served]:
         self._server.served(model)

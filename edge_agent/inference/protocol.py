@@ -63,7 +63,8 @@ class RequestHeader(msgspec.Struct, frozen=True):
 class InferRequest(NamedTuple):
     """A request, parsed. `outputs` is None when the caller wants all of them; `binary` names those wanted as bytes.
 
-    `priority` is 1 (first) to 9, 0 for the default; `timeout_s` is how long the request may wait to be started.
+    `priority` is 1 (first) to 9, 0 for the default; `timeout_s` is how long the request may wait to be started;
+    `parameters` are all that the header has.
     """
 
     id: str

@@ -39,10 +39,11 @@ class Inference(NamedTuple):
 class Request:
     """A request that was admitted at `admitted_at` (monotonic seconds); `chosen` is pinned until it is done.
 
-    `question` is what its answer is kept for; None if it is not.
+    `question` is what its answer is kept for; None if it is not. `compute_s` is how long the engine took for it, or for
+    the batch that it was in.
     """
 
-    __slots__ = ("admitted_at", "chosen", "feeds", "future", "kind", "outputs", "question", "rows")
+    __slots__ = ("admitted_at", "chosen", "compute_s", "feeds", "future", "kind", "outputs", "question", "rows")
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class Request:
         self.admitted_at = admitted_at
         self.future = future
         self.question = question
+        self.compute_s = 0.0
         batching = chosen.first.batching
         self.kind = Kind(batching.shape_of(feeds), batching.length_of(feeds))
         self.rows = batching.rows_of(feeds)

@@ -13,6 +13,9 @@ A release goes prepare -> switch -> commit, or back:
 A request that names a version is answered by that version or by an error, never by another one. A fallback whose
 inputs or outputs have other names or types than the new release's stands by for `revert` only.
 
+Between `prepare` and `switch` live requests may be put to the candidate too (`mirroring`). `switch` may leave a share
+of them to the release before (`split`, see `edge_agent.inference.sides`).
+
 All methods are called on one event loop, but for `infer_here`, `submit` and `models`; inference runs on as many threads
 as there are cores, behind a bounded queue (`edge_agent.inference.flow`). The server does not judge:
 `edge_agent.inference.health` does, and whoever runs the update acts on it.
@@ -21,6 +24,7 @@ as there are cores, behind a bounded queue (`edge_agent.inference.flow`). The se
 import asyncio
 import contextlib
 import os
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -36,12 +40,14 @@ from common.artifact.tensors import Array
 from common.clock import Clock
 from common.errors import Conflict
 from common.ids import ModelName, Version
+from common.wire import Shadow, ShadowReport, Split, SplitReport
 from edge_agent.inference.answering import Answering, Recorder
 from edge_agent.inference.engine import Engine, EngineFailure, Session
 from edge_agent.inference.flow import FlowLimits, RequestFlow, Terms
 from edge_agent.inference.health import Health
 from edge_agent.inference.kept_terms import KeptTerms, kept_terms
 from edge_agent.inference.loaded import Loaded, Statistics
+from edge_agent.inference.mirror import Chances, Mirror
 from edge_agent.inference.niced import run_niced
 from edge_agent.inference.opening import Extras, Opened, open_release
 from edge_agent.inference.placement import Placement, Placements
@@ -49,6 +55,7 @@ from edge_agent.inference.recall import CACHE_BYTES_MAX, Recall
 from edge_agent.inference.requests import Inference
 from edge_agent.inference.scheduling import BATCH_BYTES_MAX, PRIORITY_DEFAULT, WaitingLimits
 from edge_agent.inference.selftest import SamplesFile, Tested, check_answers, measure
+from edge_agent.inference.sides import NO_WISH, Wish
 from edge_agent.inference.timelimit import TimeLimited
 from edge_agent.inference.trial import ModelRejected, check, probe
 
@@ -147,18 +154,21 @@ class ModelServer:
         priority: int = PRIORITY_DEFAULT,
         timeout_s: float | None = None,
         parameters: Mapping[str, Any] | None = None,
+        wish: Wish = NO_WISH,
     ) -> Inference:
         """The model's answer to `feeds` (input name to array of the declared type and shape).
 
         Without `version` the release in service answers, and during probation the previous one in its place if need
         be. `outputs` picks some outputs by name; None means all. `priority` is 1 (first) to 9; a request that could not
         be started within `timeout_s` never is. The release's rules may hand a request without a version on to another
-        model; `parameters` are what they may ask of it beside its tensors.
+        model; `parameters` are what they may ask of it beside its tensors. Where requests are split, `wish` counts.
 
         Raises `NotFound` (model or version is not served), `InvalidInput` (names the tensor and what is expected),
         `Overloaded` and `DeadlineExceeded` (nothing was started), `EngineFailure` (the model raised).
         """
-        return await self._flow.infer(model, version, feeds, outputs, Terms(priority, timeout_s, parameters or {}))
+        return await self._flow.infer(
+            model, version, feeds, outputs, Terms(priority, timeout_s, parameters or {}, wish)
+        )
 
     def infer_here(
         self,
@@ -170,9 +180,10 @@ class ModelServer:
         priority: int = PRIORITY_DEFAULT,
         timeout_s: float | None = None,
         parameters: Mapping[str, Any] | None = None,
+        wish: Wish = NO_WISH,
     ) -> Inference:
         """`infer` for callers without a loop, on any thread: when a core is free the caller's own thread runs it."""
-        return self._flow.infer_here(model, version, feeds, outputs, Terms(priority, timeout_s, parameters or {}))
+        return self._flow.infer_here(model, version, feeds, outputs, Terms(priority, timeout_s, parameters or {}, wish))
 
     def submit(
         self,
@@ -184,9 +195,10 @@ class ModelServer:
         priority: int = PRIORITY_DEFAULT,
         timeout_s: float | None = None,
         parameters: Mapping[str, Any] | None = None,
+        wish: Wish = NO_WISH,
     ) -> "Future[Inference]":
         """`infer` for callers on other loops: never waits; a request whose future is cancelled in time is not run."""
-        return self._flow.submit(model, version, feeds, outputs, Terms(priority, timeout_s, parameters or {}))
+        return self._flow.submit(model, version, feeds, outputs, Terms(priority, timeout_s, parameters or {}, wish))
 
     async def prepare(
         self,
@@ -230,8 +242,20 @@ class ModelServer:
         self._flow.router.learn(loaded)
         return Candidate(model, version, loaded, tested)
 
-    def switch(self, candidate: Candidate) -> None:
-        """Let the candidate answer from the next request on; what ran before becomes its fallback.
+    @contextlib.contextmanager
+    def mirroring(self, candidate: Candidate, terms: Shadow) -> Iterator[Mirror]:
+        """Put live requests of the model to the candidate as well, for the time of the block, and compare."""
+        chances = Chances(lambda: self._flow.free, random.random)
+        mirror = Mirror(candidate.loaded, terms, chances, self._clock, self._run_s_max)
+        self._flow.mirrors[candidate.model] = mirror
+        try:
+            yield mirror
+        finally:
+            del self._flow.mirrors[candidate.model]
+            mirror.close()
+
+    def switch(self, candidate: Candidate, split: Split | None = None) -> None:
+        """Let the candidate answer from the next request on, or some of them; what ran before becomes its fallback.
 
         Raises `Conflict` while an earlier switch of the model is neither committed nor reverted.
         """
@@ -240,7 +264,29 @@ class ModelServer:
             running = f"{candidate.model}@{before.current.version} is in probation"
             raise Conflict(running, fix="commit or revert it first")
         fallback = before.current if before else None
-        self._placements[candidate.model] = Placement(candidate.loaded, fallback, probation=True)
+        stood = fallback.statistics() if fallback else None
+        self._placements[candidate.model] = Placement(candidate.loaded, fallback, True, split, stood)
+
+    def divide(self, model: ModelName, split: Split | None) -> None:
+        """Divide the requests otherwise from now on; nothing happens outside probation."""
+        placement = self._placements.of(model)
+        if placement.probation:
+            self._placements[model] = placement._replace(split=split)
+
+    def split(self, model: ModelName) -> Split | None:
+        """How the model's requests are divided now."""
+        placement = self._placements.get(model)
+        return placement.split if placement else None
+
+    def sides(self, model: ModelName) -> SplitReport | None:
+        """How both releases have done since the switch, where requests are split."""
+        return self._placements.of(model).sides()
+
+    def traffic(self) -> dict[ModelName, SplitReport | ShadowReport]:
+        """What both sides of each release on trial have done until now."""
+        shadows = {model: mirror.report() for model, mirror in list(self._flow.mirrors.items())}
+        splits = {model: placement.sides() for model, placement in list(self._placements.items())}
+        return {model: sides for model, sides in splits.items() if sides} | shadows
 
     def health(self, model: ModelName) -> Health:
         """How requests to the release in service have gone since it was switched to."""
@@ -267,7 +313,7 @@ class ModelServer:
 
         Without a probation there is nothing to do.
         """
-        current, fallback, _ = self._placements.of(model)
+        current, fallback, *_ = self._placements.of(model)
         self._placements[model] = Placement(current, None, probation=False)
         await self._retired(fallback)
 
@@ -276,7 +322,7 @@ class ModelServer:
 
         Returns when the new release's last request has left and it is closed. Raises `Conflict` outside probation.
         """
-        current, fallback, probation = self._placements.of(model)
+        current, fallback, probation, *_ = self._placements.of(model)
         if not probation:
             raise Conflict(f"{model}@{current.version} is committed", fix="switch to the release you want instead")
         if fallback:
@@ -316,6 +362,10 @@ class ModelServer:
         router = self._flow.router
         return tuple(kept_terms(one, self._recall, router) for one in current if one.serving != ServingTerms())
 
+    def shadows(self) -> tuple[Served, ...]:
+        """Every candidate that live requests are put to; it answers none, and its statistics are of those."""
+        return tuple(_mirrored(mirror) for _, mirror in sorted(self._flow.mirrors.items()))
+
     def served(self, model: ModelName, version: Version | None = None) -> Served:
         """The release that would answer such a request, or `NotFound`."""
         return _served(self._placements.choose(model, version)[0], self._placements.of(model))
@@ -347,3 +397,8 @@ def _served(loaded: Loaded, placement: Placement) -> Served:
         probation=placement.probation,
         statistics=loaded.statistics(),
     )
+
+
+def _mirrored(mirror: Mirror) -> Served:
+    loaded = mirror.candidate
+    return Served(loaded.model, loaded.version, loaded.inputs, loaded.outputs, False, False, mirror.statistics())

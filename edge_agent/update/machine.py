@@ -22,12 +22,15 @@ from edge_agent.update.outcomes import Step
 from edge_agent.update.state import ModelState, Stage
 
 IDLE, FETCHING, VERIFYING, WARMING = Stage.IDLE, Stage.FETCHING, Stage.VERIFYING, Stage.WARMING
-SWITCHING, PROBATION, FAILED, RETIRED = Stage.SWITCHING, Stage.PROBATION, Stage.FAILED, Stage.RETIRED
+SHADOWING, SWITCHING, PROBATION = Stage.SHADOWING, Stage.SWITCHING, Stage.PROBATION
+FAILED, RETIRED = Stage.FAILED, Stage.RETIRED
 
 ALL = frozenset(Stage)
 WAITING = frozenset({IDLE, FAILED, RETIRED})
 GETTING = frozenset({FETCHING, VERIFYING})
 LOADING = frozenset({WARMING, SWITCHING})
+TRIED = frozenset({WARMING, SHADOWING, SWITCHING, PROBATION})
+"""There is a candidate, in memory or on its way there."""
 BEGUN = frozenset({FETCHING, IDLE, FAILED})
 """Where taking up an order may lead: work, nothing to do, or quarantined bytes."""
 
@@ -56,6 +59,7 @@ MOVES = (
     _move(ev.Ordered, {IDLE, FAILED}, moves.take_up, BEGUN, "order"),
     _move(ev.Ordered, {RETIRED}, moves.take_up, {FETCHING, FAILED}, "order"),
     _move(ev.Ordered, GETTING | LOADING, moves.redirect, BEGUN, "newer order"),
+    _move(ev.Ordered, {SHADOWING}, moves.redirect_shadow, BEGUN | {WARMING}, "newer order"),
     _move(ev.Ordered, {PROBATION}, moves.overrule, BEGUN, "newer order"),
     _move(ev.Withdrawn, ALL - {RETIRED}, moves.withdraw, {RETIRED}, "left the order"),
     _move(ev.Fetched, {FETCHING}, moves.fetched, {VERIFYING}, "bytes are here"),
@@ -65,24 +69,26 @@ MOVES = (
     _move(ev.ManifestRefused, {FETCHING}, moves.refuse, {FAILED}, "manifest refused"),
     _move(ev.Interrupted, GETTING, moves.wait, {FETCHING}, "interrupted"),
     _move(ev.Interrupted, {WARMING, PROBATION}, moves.wait, (), "interrupted"),
+    _move(ev.Interrupted, {SHADOWING}, moves.shadow_later, {WARMING}, "interrupted"),
     _move(ev.RetryDue, {FETCHING}, moves.fetch_now, (), "retry"),
     _move(ev.RetryDue, {WARMING}, moves.warm_again, (), "retry"),
     _move(ev.RetryDue, {PROBATION}, moves.watch_again, (), "retry"),
     _move(ev.Built, {VERIFYING}, moves.built, {WARMING}, "built and verified"),
-    _move(ev.Warmed, {WARMING}, moves.switch, {SWITCHING}, "warm"),
+    _move(ev.Warmed, {WARMING}, moves.warmed, {SHADOWING, SWITCHING}, "warm"),
     _move(ev.ModelRefused, {WARMING}, moves.not_fit, {FAILED}, "engine refuses, wrong answers"),
     _move(ev.TooSlow, {WARMING}, moves.measure_again, {FAILED}, "too slow"),
+    _move(ev.Shadowed, {SHADOWING}, moves.judge_shadow, {SWITCHING, FAILED}, "compared"),
     _move(ev.Switched, {SWITCHING}, moves.on_probation, {PROBATION}, "switched"),
     _move(ev.HealthChecked, {PROBATION}, moves.judge, {IDLE, FAILED}, "verdict"),
     _move(ev.Probed, {PROBATION}, moves.judge_probe, {IDLE, FAILED}, "verdict"),
     _move(ev.Restarted, WAITING, moves.stand_up, (), "restart"),
     _move(ev.Restarted, GETTING, moves.resume_fetching, {FETCHING}, "restart"),
-    _move(ev.Restarted, LOADING | {PROBATION}, moves.strike, {WARMING, FAILED}, "restart"),
+    _move(ev.Restarted, TRIED, moves.strike, {WARMING, FAILED}, "restart"),
     _move(ev.SlotLost, {IDLE}, moves.slot_lost, {FETCHING}, "slot lost"),
     _move(ev.SlotLost, GETTING, moves.slot_lost, {FETCHING}, "slot lost"),
     _move(ev.SlotLost, {WARMING}, moves.slot_lost, {FETCHING, FAILED}, "slot lost"),
     _move(ev.SlotLost, {FAILED}, moves.slot_lost, (), "slot lost"),
-    _move(ev.Mended, GETTING | {IDLE, WARMING, FAILED}, moves.mended, (), "mended"),
+    _move(ev.Mended, ALL - {SWITCHING, PROBATION, RETIRED}, moves.mended, (), "mended"),
     _move(ev.Unservable, {IDLE}, moves.unservable, {FAILED, WARMING}, "will not load or answers wrongly"),
     _move(ev.Unservable, GETTING | {WARMING, FAILED}, moves.unservable, (), "will not load or answers wrongly"),
 )
@@ -97,20 +103,21 @@ IGNORED: dict[type[ev.Event], frozenset[Stage]] = {
     ev.OverBudget: ALL - {FETCHING},
     ev.Corrupted: ALL - {FETCHING, VERIFYING},
     ev.ManifestRefused: ALL - {FETCHING},
-    ev.Interrupted: ALL - {FETCHING, VERIFYING, WARMING, PROBATION},
+    ev.Interrupted: ALL - GETTING - {WARMING, SHADOWING, PROBATION},
     ev.RetryDue: ALL - {FETCHING, WARMING, PROBATION},
     ev.Built: ALL - {VERIFYING},
     ev.Warmed: ALL - {WARMING},
     ev.ModelRefused: ALL - {WARMING},
     ev.TooSlow: ALL - {WARMING},
+    ev.Shadowed: ALL - {SHADOWING},
     ev.Switched: ALL - {SWITCHING},
     ev.HealthChecked: ALL - {PROBATION},
     ev.Probed: ALL - {PROBATION},
-    # Slots are checked before they are loaded: once a candidate serves, both are in memory.
-    ev.SlotLost: frozenset({SWITCHING, PROBATION, RETIRED}),
+    # Slots are checked before they are loaded: once a candidate is compared or serves, both are in memory.
+    ev.SlotLost: frozenset({SHADOWING, SWITCHING, PROBATION, RETIRED}),
     # Two releases are in memory for a moment; the next look finds out whether that matters.
     ev.Mended: frozenset({SWITCHING, PROBATION, RETIRED}),
-    ev.Unservable: frozenset({SWITCHING, PROBATION, RETIRED}),
+    ev.Unservable: frozenset({SHADOWING, SWITCHING, PROBATION, RETIRED}),
 }
 
 

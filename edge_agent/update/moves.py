@@ -2,7 +2,9 @@
 
 from msgspec.structs import replace
 
+from common.wire import DesiredModel, Split
 from edge_agent.update import events as ev
+from edge_agent.update import shadow
 from edge_agent.update.choice import offered
 from edge_agent.update.outcomes import (
     REDOWNLOADS_MAX,
@@ -43,13 +45,26 @@ def redirect(state: ModelState, event: ev.Ordered) -> Step:
     return fresh, (ev.Cancel(), *effects)
 
 
+def redirect_shadow(state: ModelState, event: ev.Ordered) -> Step:
+    """While requests are mirrored: as before the switch; other terms for that begin the trial anew, from loading."""
+    again = renewed(state, event)
+    if not same_release(state.target, event.target) or again.target is None or state.target is None:
+        return redirect(state, event)
+    if again.target.shadow == state.target.shadow:
+        return again, ()
+    return replace(again, stage=Stage.WARMING), (ev.Warm(candidate=tried(again)),)
+
+
 def overrule(state: ModelState, event: ev.Ordered) -> Step:
     """In probation: go on if the release is still wanted; otherwise put the proven one back first.
 
-    Without a proven one the candidate, complete and not found unhealthy, stays: something must answer meanwhile.
+    Without a proven one the candidate, complete and not found unhealthy, stays: something must answer meanwhile. Who
+    answers how much may be told anew.
     """
     if same_release(state.target, event.target):
-        return renewed(state, event), ()
+        again = renewed(state, event)
+        before, after = split_of(expected(state)), split_of(expected(again))
+        return again, (ev.Divide(split=after),) if before != after else ()
     if state.installed is None:
         fresh, effects = begin(adopted(state), event.target, event.traceparent, event.at)
         return fresh, (ev.Cancel(), ev.Commit(), *effects)
@@ -146,9 +161,40 @@ def warm_again(state: ModelState, _: ev.RetryDue) -> Step:
     return state, (ev.Warm(candidate=tried(state)),)
 
 
-def switch(state: ModelState, _: ev.Warmed) -> Step:
+def warmed(state: ModelState, _: ev.Warmed) -> Step:
+    """Compare it on live requests first, if the order says so; otherwise switch."""
+    terms = shadow.due(state)
+    if terms is None:
+        return switch(state)
+    return replace(state, stage=Stage.SHADOWING, attempt=0, trouble=""), (ev.Mirror(terms=terms),)
+
+
+def switch(state: ModelState) -> Step:
     """Written down before it is done, so that a crash in between counts against the candidate."""
-    return replace(state, stage=Stage.SWITCHING, attempt=0, trouble=""), (ev.Switch(),)
+    switching = replace(state, stage=Stage.SWITCHING, attempt=0, trouble="")
+    return switching, (ev.Switch(split=split_of(expected(state))),)
+
+
+def judge_shadow(state: ModelState, event: ev.Shadowed) -> Step:
+    """Too little agreement refuses the release; too few requests say nothing, and the order says what then."""
+    terms = expected(state).shadow
+    if not terms:
+        raise AssertionError(f"{state.model} was compared without terms")
+    found = shadow.judged(terms, event.found)
+    seen = replace(state, shadow=found)
+    if found.verdict == "fail":
+        detail = shadow.in_words(terms, found)
+        return given_up(seen, "failed", event.at, "disagreement", detail), (ev.Cancel(), ev.Tidy())
+    if found.verdict == "inconclusive" and terms.on_few == "fail":
+        detail = shadow.in_words(terms, found)
+        return settled(seen, "failed", event.at, "shadow_inconclusive", detail), (ev.Cancel(), ev.Tidy())
+    return switch(seen)
+
+
+def shadow_later(state: ModelState, event: ev.Interrupted) -> Step:
+    """The candidate is not in memory any more: load it again later, and begin the trial anew."""
+    waiting, effects = wait(state, event)
+    return replace(waiting, stage=Stage.WARMING), effects
 
 
 def not_fit(state: ModelState, event: ev.ModelRefused) -> Step:
@@ -176,6 +222,7 @@ def on_probation(state: ModelState, event: ev.Switched) -> Step:
 
 def judge(state: ModelState, event: ev.HealthChecked) -> Step:
     """Bad news counts at once, good news when the time is up, no news asks for a probe."""
+    state = replace(state, split=event.split or state.split)
     if event.verdict == "fail":
         return unhealthy(state, event.at, event.detail)
     if event.elapsed_s < expected(state).probation_s:
@@ -308,6 +355,11 @@ def tried(state: ModelState) -> Installed:
     if state.candidate is None:
         raise AssertionError(f"{state.model} is {state.stage} without a candidate")
     return state.candidate
+
+
+def split_of(target: DesiredModel) -> Split | None:
+    """How the requests are divided in probation; None: not at all."""
+    return target.split or None
 
 
 def _unless_in(event: ev.SlotLost, release: Installed | None) -> Installed | None:

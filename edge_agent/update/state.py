@@ -18,7 +18,7 @@ from common.artifact.pipeline import Pipeline
 from common.artifact.selftest import SelfTest
 from common.artifact.serving import ServingTerms
 from common.ids import Digest, ModelName, Version
-from common.wire import DesiredModel, Strategy, Transport, UpdateReport
+from common.wire import DesiredModel, ShadowReport, SplitReport, Strategy, Transport, UpdateReport
 
 Slot = Literal["a", "b"]
 
@@ -40,6 +40,8 @@ class Stage(StrEnum):
     """The files are being rebuilt in the idle slot and their digests checked."""
     WARMING = "warming"
     """The candidate is being loaded and tried with made-up inputs and its samples; the installed release serves."""
+    SHADOWING = "shadowing"
+    """The candidate answers live requests too, and only the device sees what; the installed release serves."""
     SWITCHING = "switching"
     """The candidate is about to answer requests, or just began to."""
     PROBATION = "probation"
@@ -149,6 +151,10 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
     """Patches and indexes on offer that turned out to be of no use for this update."""
     refusal: str = ""
     """Why the last of them was refused, as a sentence."""
+    shadow: ShadowReport | None = None
+    """What was found before the switch; a candidate is not put through that twice."""
+    split: SplitReport | None = None
+    """How both releases did in probation, at the last look."""
     trouble: str = ""
     """What the update is waiting for, as a sentence; empty while it moves."""
     started_at: float = 0.0

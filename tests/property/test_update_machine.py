@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from common.wire import DesiredModel, OnExceed
+from common.wire import DesiredModel, OnExceed, Shadow, Split
 from edge_agent.slots import SLOTS
 from edge_agent.update import Slot, Stage, step
 from edge_agent.update import events as ev
@@ -19,7 +19,11 @@ VERSIONS = st.integers(1, 3)
 BUDGETS = (None, None, 50, 400, 1200, 2150)
 """In bytes: for any way, nothing, offers alone, one whole file, and both but no byte twice."""
 ON_EXCEED: tuple[OnExceed, ...] = ("defer", "fail")
-OUTCOMES = ("good", "good", "good", "transient", "wrong", "manifest", "refused", "slow", "unhealthy", "quiet")
+SHADOWS = (None, Shadow(for_s=5.0), Shadow(for_s=5.0, agreement_min=0.9), Shadow(for_s=5.0, on_few="fail"))
+SPLITS = (None, None, Split(share=0.1), Split(share=0.5))
+OUTCOMES = (
+    "good", "good", "good", "transient", "wrong", "manifest", "refused", "slow", "unhealthy", "quiet", "disagrees",
+)  # fmt: skip
 FAST = settings(
     max_examples=200,
     stateful_step_count=30,
@@ -47,13 +51,22 @@ class Updates(RuleBasedStateMachine):
         ways=st.sets(st.sampled_from(WAYS)),
         budget=st.sampled_from(BUDGETS),
         on_exceed=st.sampled_from(ON_EXCEED),
+        shadow=st.sampled_from(SHADOWS),
+        split=st.sampled_from(SPLITS),
     )
     def a_newer_order(
-        self, version: int, base: int | None, ways: set[str], budget: int | None, on_exceed: OnExceed
+        self,
+        version: int,
+        base: int | None,
+        ways: set[str],
+        budget: int | None,
+        on_exceed: OnExceed,
+        shadow: Shadow | None,
+        split: Split | None,
     ) -> None:
         self.orders += 1
-        target = target_of(version, self.orders, base=base, ways=ways, max_bytes=budget, on_exceed=on_exceed)
-        order_to(self.world, target)
+        terms = {"max_bytes": budget, "on_exceed": on_exceed, "shadow": shadow, "split": split}
+        order_to(self.world, target_of(version, self.orders, base=base, ways=ways, **terms))  # type: ignore[arg-type]
 
     @precondition(lambda self: self.orders > 0)
     @rule(data=st.data(), version=VERSIONS)
@@ -68,7 +81,7 @@ class Updates(RuleBasedStateMachine):
     @precondition(lambda self: self.world.pending is not None)
     @rule()
     def all_goes_well_for_a_while(self) -> None:
-        for _ in range(4):
+        for _ in range(5):
             self.world.finish_work("good")
 
     @rule()
@@ -148,12 +161,18 @@ def any_target(order: int, chance: random.Random) -> DesiredModel:
         ways=[way for way in WAYS if chance.random() < 0.5],
         max_bytes=chance.choice(BUDGETS),
         on_exceed=chance.choice(ON_EXCEED),
+        shadow=chance.choice(SHADOWS),
+        split=chance.choice(SPLITS),
     )
 
 
 def walk(world: World, chance: random.Random) -> None:
-    """A random life of a device, troubles first, then none."""
-    orders = 0
+    """A random life of a device, troubles first, then none. Every other one begins with a release that serves."""
+    orders = chance.randint(0, 1)
+    if orders:
+        order_to(world, target_of(1, orders))
+        while world.pending is not None:
+            world.finish_work("good")
     for _ in range(chance.randint(3, 20)):
         draw = chance.random()
         if draw < 0.6 and world.pending is not None:

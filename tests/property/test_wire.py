@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from common.artifact import ArtifactRef, digest_of
 from common.errors import FerryError, InvalidInput, TooLarge
@@ -26,6 +27,11 @@ from common.wire import (
     Presence,
     ReportedModel,
     ReportedState,
+    Shadow,
+    ShadowReport,
+    SideReport,
+    Split,
+    SplitReport,
     Telemetry,
     TelemetryWindow,
     Topic,
@@ -123,7 +129,54 @@ EXAMPLES: list[Message] = [
 ]
 
 
-@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+_REPORT = ShadowReport(
+    verdict="pass",
+    samples=40,
+    agreed=39,
+    dropped=2,
+    live=SideReport(requests=41, errors=1, latency_s=0.01),
+    candidate=SideReport(requests=41, errors=2, latency_s=0.02),
+)
+_ORDER, _TOLD = EXAMPLES[3], EXAMPLES[4]
+assert isinstance(_ORDER, DesiredState)
+assert isinstance(_TOLD, ReportedState)
+TRAFFIC: list[Message] = [
+    replace(
+        _ORDER,
+        models=(
+            replace(
+                _ORDER.models[0],
+                shadow=Shadow(for_s=600, share=0.1, agree="top1", agreement_min=0.98, samples_min=50, on_few="fail"),
+                split=Split(share=0.25, header="X-Model-Side", key="X-Caller"),
+            ),
+        ),
+    ),
+    replace(
+        _TOLD,
+        models=(
+            ReportedModel(
+                model=ModelName("m"),
+                running=Version("1"),
+                artifact=DIGEST,
+                phase="shadowing",
+                target=Version("2"),
+                generation=2,
+                shadow=_REPORT,
+                last_update=UpdateReport(
+                    generation=1,
+                    version=Version("1"),
+                    outcome="succeeded",
+                    shadow=_REPORT,
+                    split=SplitReport(candidate=SideReport(requests=3), stable=SideReport()),
+                ),
+            ),
+        ),
+    ),
+]
+"""With what an order may say about requests, and what was found."""
+
+
+@pytest.mark.parametrize("message", EXAMPLES + TRAFFIC, ids=lambda message: type(message).__name__)
 def test_every_message_survives_the_trip(message: Message) -> None:
     assert decode(encode(message), type(message)) == message
 
@@ -132,7 +185,7 @@ def test_every_message_type_has_an_example_and_a_limit() -> None:
     assert {type(message) for message in EXAMPLES} == set(BYTES_MAX)
 
 
-@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+@pytest.mark.parametrize("message", EXAMPLES + TRAFFIC, ids=lambda message: type(message).__name__)
 def test_every_truncation_is_a_named_error(message: Message) -> None:
     data = encode(message)
     for length in range(len(data)):

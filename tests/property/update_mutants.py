@@ -1,5 +1,6 @@
 """Update machines that are wrong on purpose, each in one way: the invariants of `update_world` must catch them all."""
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from edge_agent.update import ModelState, Tally, step
@@ -95,6 +96,54 @@ def _forgets_what_it_refused(state: ModelState, event: ev.Event) -> Step:
     return step(replace(state, refused=()), event)
 
 
+def _skips_the_comparison(state: ModelState, event: ev.Event) -> Step:
+    if isinstance(event, ev.Warmed) and state.target is not None:
+        after, effects = step(replace(state, target=replace(state.target, shadow=UNSET)), event)
+        return replace(after, target=state.target), effects
+    return step(state, event)
+
+
+def _switches_while_it_compares(state: ModelState, event: ev.Event) -> Step:
+    after, effects = step(state, event)
+    mirrors = any(isinstance(effect, ev.Mirror) for effect in effects)
+    return after, ((ev.Switch(), *effects) if mirrors else effects)
+
+
+def _installs_what_disagrees(state: ModelState, event: ev.Event) -> Step:
+    if isinstance(event, ev.Shadowed):
+        event = replace(event, found=replace(event.found, agreed=event.found.samples))
+    return step(state, event)
+
+
+def _takes_no_requests_for_disagreement(state: ModelState, event: ev.Event) -> Step:
+    if isinstance(event, ev.Shadowed) and state.target is not None and state.target.shadow:
+        strict = replace(state.target, shadow=replace(state.target.shadow, on_few="fail"))
+        after, effects = step(replace(state, target=strict), event)
+        return replace(after, target=state.target), effects
+    return step(state, event)
+
+
+def _takes_no_requests_for_agreement(state: ModelState, event: ev.Event) -> Step:
+    if isinstance(event, ev.Shadowed):
+        event = replace(event, found=replace(event.found, samples=10**6, agreed=10**6))
+    return step(state, event)
+
+
+def _believes_a_comparison_of_another_update(state: ModelState, event: ev.Event) -> Step:
+    after, effects = step(state, event)
+    return (replace(after, shadow=state.shadow) if isinstance(event, ev.Ordered) else after), effects
+
+
+def _answers_everything_at_once(state: ModelState, event: ev.Event) -> Step:
+    after, effects = step(state, event)
+    return after, tuple(ev.Switch() if isinstance(effect, ev.Switch) else effect for effect in effects)
+
+
+def _keeps_the_first_split(state: ModelState, event: ev.Event) -> Step:
+    after, effects = step(state, event)
+    return after, tuple(effect for effect in effects if not isinstance(effect, ev.Divide))
+
+
 MUTANTS: tuple[Machine, ...] = (
     _overwrites_the_installed_slot,
     _trusts_before_probation,
@@ -113,4 +162,12 @@ MUTANTS: tuple[Machine, ...] = (
     _asks_again_at_once,
     _fails_where_it_should_wait,
     _forgets_what_it_refused,
+    _skips_the_comparison,
+    _switches_while_it_compares,
+    _installs_what_disagrees,
+    _takes_no_requests_for_disagreement,
+    _takes_no_requests_for_agreement,
+    _believes_a_comparison_of_another_update,
+    _answers_everything_at_once,
+    _keeps_the_first_split,
 )

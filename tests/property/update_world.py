@@ -9,11 +9,22 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from common.artifact import ArtifactRef, digest_of
 from common.ids import Digest, ModelName, Version
-from common.wire import DesiredFile, DesiredModel, OnExceed, PartsOffer, PatchOffer
+from common.wire import (
+    DesiredFile,
+    DesiredModel,
+    OnExceed,
+    PartsOffer,
+    PatchOffer,
+    Shadow,
+    ShadowReport,
+    SideReport,
+    Split,
+)
 from edge_agent.update import (
     FromHeld,
     FromParts,
@@ -35,6 +46,7 @@ from edge_agent.update.state import files_of, fingerprint
 MODEL = ModelName("kinds")
 CODEC = "known.1"
 WAYS = ("patch", "chain", "parts")
+TRYING = frozenset({Stage.WARMING, Stage.SHADOWING, Stage.SWITCHING, Stage.PROBATION})
 Machine = Callable[[ModelState, ev.Event], Step]
 
 
@@ -55,6 +67,8 @@ def target_of(
     ways: Collection[str] = ("patch",),
     max_bytes: int | None = None,
     on_exceed: OnExceed = "defer",
+    shadow: Shadow | None = None,
+    split: Split | None = None,
 ) -> DesiredModel:
     """An order for release `version`, with offers of these `ways` from the ONNX file of release `base`.
 
@@ -72,6 +86,8 @@ def target_of(
         probation_s=10.0,
         max_bytes=max_bytes,
         on_exceed=on_exceed,
+        shadow=shadow or UNSET,
+        split=split or UNSET,
     )
 
 
@@ -125,9 +141,17 @@ class World:
         self.too_slow: set[Digest] = set()
         """What this device is too slow for, for good."""
         self.slow_tries: Counter[float] = Counter()
+        self.compared: set[float] = set()
+        """Updates whose candidate was compared on live requests and not refused for it."""
+        self.too_few: set[float] = set()
+        """Updates that had to fail because there were too few requests to compare."""
+        self.split: Split | None = None
+        """How the requests are divided now."""
         self.arrows: set[tuple[Stage, type[ev.Event], Stage]] = set()
         """Every move that was seen."""
         self._orders_seen = 0
+        self._line: Counter[Digest] = Counter()
+        """What crossed the network in this try to fetch, and what an earlier one had no time to tell."""
 
     # What happens.
 
@@ -136,11 +160,13 @@ class World:
         self.now += 1.0
         convicted, wrong, proven = dict(self.convicted), self.wrong_downloads.copy(), set(self.proven)
         wasted, too_dear, slow = self.wasted.copy(), set(self.too_dear), self.slow_tries.copy()
+        compared, too_few = set(self.compared), set(self.too_few)
         try:
             event = make(self.now)
             if self.fuse == 0:  # it dies before it can write down what happened: nobody will ever know
                 self.convicted, self.wrong_downloads, self.proven = convicted, wrong, proven
                 self.wasted, self.too_dear, self.slow_tries = wasted, too_dear, slow
+                self.compared, self.too_few = compared, too_few
             self._handle(event)
         except Died:
             self.die()
@@ -148,11 +174,11 @@ class World:
 
     def die(self, *, clean: bool = False) -> None:
         """The process ends and is started again. Memory is lost, the disk is not."""
-        trying = self.journal.stage in {Stage.WARMING, Stage.SWITCHING, Stage.PROBATION}
+        trying = self.journal.stage in TRYING
         self.deaths[self.journal.started_at] += trying and not clean
         if self.deaths[self.journal.started_at] == STRIKES_MAX:
             self._convict()
-        self.fuse = self.serving = self.fallback = self.pending = None
+        self.fuse = self.serving = self.fallback = self.pending = self.split = None
         previous = self.journal.previous
         self._sweep()
         if previous is not None and self.disk.get(previous.slot) != previous.files:
@@ -217,6 +243,8 @@ class World:
                 if outcome == "slow" or target.artifact.digest in self.too_slow:
                     return self._slow(at)
                 return ev.Warmed(at=at)
+            case ev.Mirror(terms=terms):
+                return self._compare(terms, outcome, at)
             case ev.Watch():
                 return self._verdict(outcome, lambda verdict: ev.HealthChecked(at=at, verdict=verdict, elapsed_s=11.0))
             case ev.Probe():
@@ -226,15 +254,15 @@ class World:
 
     def _fetch(self, target: DesiredModel, outcome: str, at: float) -> ev.WorkEnded:
         """As the executor does it: choose with what is on the disk, and tell what crossed the network."""
-        plan, told = self._plan(target), self.journal.tally
+        plan, untold = self._plan(target), self.journal.tally.uncounted(self._here(target))
+        self._line = Counter(untold)
         if isinstance(plan, TooDear):
             if target.on_exceed == "fail":
                 self.too_dear.add(self.journal.started_at)
             event: ev.WorkEnded = ev.OverBudget(at=at, needs=plan.needs, budget=plan.budget)
         else:
             event = self._follow(plan, target, outcome, at)
-        uncounted = told.uncounted(self._here(target))
-        return replace(event, spent=event.spent.plus(Tally(downloads=uncounted)))
+        return replace(event, spent=Tally(downloads=dict(self._line)))
 
     def _follow(self, plan: Plan, target: DesiredModel, outcome: str, at: float) -> ev.WorkEnded:
         held = self._held()
@@ -268,6 +296,7 @@ class World:
         target = self.journal.target
         assert target is not None
         self.downloads[name] += size
+        self._line[name] += size
         self.moved[self.journal.started_at] += size
         budget = self.budgets[fingerprint(target)]
         spent = self.moved[self.journal.started_at] + self.wasted[self.journal.started_at]
@@ -317,12 +346,10 @@ class World:
             return None
         name = min(whole)
         began, size = self.journal.started_at, self.downloads.pop(name)
-        # Bytes that nobody has counted yet are told now, for their file is gone.
-        told = self.journal.tally.downloads.get(name, 0)
         self.moved[began] -= size
         self.wasted[began] += size
         self._count_wrong()
-        return ev.Corrupted(at=at, detail="", spent=Tally(downloads={name: max(0, size - told)}))
+        return ev.Corrupted(at=at, detail="")
 
     def _lost(self, target: DesiredModel, sources: Sources, at: float) -> ev.Event:
         """A slot that a file should be copied from has gone bad."""
@@ -346,6 +373,18 @@ class World:
         if self.slow_tries[began] == SLOW_TRIES_MAX:
             self._convict()
         return ev.TooSlow(at=at, detail="")
+
+    def _compare(self, terms: Shadow, outcome: str, at: float) -> ev.Event:
+        samples = terms.samples_min - 1 if outcome == "quiet" else terms.samples_min
+        agreed = 0 if outcome == "disagrees" else samples
+        found = ShadowReport(samples=samples, agreed=agreed, live=SideReport(requests=samples))
+        if outcome == "quiet" and terms.on_few == "fail":
+            self.too_few.add(self.journal.started_at)
+        elif outcome == "disagrees" and terms.agreement_min is not None:
+            self._convict()
+        else:
+            self.compared.add(self.journal.started_at)
+        return ev.Shadowed(at=at, found=found)
 
     def _verdict(self, outcome: str, event: Callable[[ev.Verdict], ev.Event]) -> ev.Event:
         if outcome == "unhealthy":
@@ -404,16 +443,20 @@ class World:
                     self._handle(ev.Unservable(at=self.now, code="plugin_missing", detail="", mendable=True))
                 else:
                     self.serving = installed.artifact.digest
-            case ev.Switch():
+            case ev.Switch(split=split):
                 assert self.journal.candidate is not None
+                self._check_compared()
+                self.split = split
                 self.fallback, self.serving = self.serving, self.journal.candidate.artifact.digest
                 self._handle(ev.Switched(at=self.now))
+            case ev.Divide(split=split):
+                self.split = split
             case ev.Commit():
-                self.fallback = None
+                self.fallback = self.split = None
             case ev.Revert():
-                self.serving, self.fallback = self.fallback, None
+                self.serving, self.fallback, self.split = self.fallback, None, None
             case ev.Retire():
-                self.serving = self.fallback = None
+                self.serving = self.fallback = self.split = None
             case ev.Cancel():
                 self.pending = None
             case ev.Tidy():
@@ -441,6 +484,11 @@ class World:
         wanted = wanted_downloads(self.journal)
         self.downloads = Counter({name: size for name, size in self.downloads.items() if name in wanted})
 
+    def _check_compared(self) -> None:
+        target, state = self.journal.target, self.journal
+        asked = target is not None and target.shadow is not UNSET and state.installed is not None
+        assert not asked or state.started_at in self.compared, "it answers before it was compared"
+
     # What must hold.
 
     def check(self) -> None:
@@ -454,14 +502,19 @@ class World:
             assert state.installed.artifact.digest in self.proven, "a release was installed that did not prove itself"
         if state.stage is Stage.PROBATION and state.installed is not None:
             assert self.fallback == state.installed.artifact.digest, "nothing stands behind the candidate"
+        if state.stage is Stage.PROBATION and state.target is not None:
+            assert self.split == (state.target.split or None), "the requests are not divided as the order says"
+        if state.stage is Stage.SHADOWING and state.installed is not None:
+            assert self.serving == state.installed.artifact.digest, "the candidate answers before it was compared"
         assert state.order >= self._orders_seen, "the order went back"
         self._orders_seen = state.order
         if state.stage is Stage.FAILED and state.target is not None:
-            justified = state.started_at in self.too_dear or fingerprint(state.target) in self.convicted
+            excused = state.started_at in self.too_dear | self.too_few
+            justified = excused or fingerprint(state.target) in self.convicted
             assert justified, "a transient trouble became a verdict"
         began = state.started_at
         assert self.wrong_downloads[began] <= REDOWNLOADS_MAX + 1, "wrong bytes are fetched without end"
-        if state.stage in {Stage.WARMING, Stage.SWITCHING, Stage.PROBATION}:
+        if state.stage in TRYING:
             assert self.deaths[began] < STRIKES_MAX, "the program dies over a candidate without end"
 
     def settle(self) -> None:
