@@ -26,6 +26,9 @@ from edge_agent.identity import Identity
 from edge_agent.inference.http import inference_app
 from edge_agent.inference.listening import listen
 from edge_agent.inference.ort import OrtEngine
+from edge_agent.inference.probing import ProbingEngine
+from edge_agent.inference.provider_memory import FILE_NAME as PROVIDERS_FILE
+from edge_agent.inference.provider_memory import ProviderMemory
 from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import FILE_NAME, Journal
 from edge_agent.machine import boot_number, capabilities
@@ -105,7 +108,9 @@ class Agent:
         recorder = Recorder(clock.now())
         native = settings.custom_ops == "allow"
         server = self._server = ModelServer(
-            OrtEngine(custom_ops=native),
+            ProbingEngine(
+                OrtEngine(custom_ops=native), settings.providers, ProviderMemory(settings.data / PROVIDERS_FILE)
+            ),
             self._observed(recorder, running),
             clock,
             run_s_max=settings.inference_s_max,

@@ -106,6 +106,15 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "model: `cache_bytes`, `routes`, `padding`. A table `[models.NAME]` in the file, JSON elsewhere."
         ),
     ] = {}
+    providers: Annotated[
+        tuple[str, ...],
+        Meta(
+            min_length=1,
+            description="Execution providers of ONNX Runtime that releases may run on. With more than the CPU's, each "
+            "new release is tried on all that this runtime has, and runs on the fastest that answers as the CPU does. "
+            "A list in the file, separated by commas elsewhere.",
+        ),
+    ] = ("CPUExecutionProvider",)
     heartbeat_s: Annotated[
         float, Meta(ge=0, le=20, description="Seconds between heartbeats. 0: as the controller said at the join.")
     ] = 0.0

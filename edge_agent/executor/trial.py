@@ -5,12 +5,14 @@ went.
 import asyncio
 import logging
 
+from common.artifact import digest_of
 from common.errors import FerryError, Unavailable
 from common.ids import ModelName
 from common.pipelines import PluginMissing
 from common.wire import Shadow
 from edge_agent.executor.acquire import interrupted
 from edge_agent.executor.parts import Parts
+from edge_agent.inference.engine import Beside
 from edge_agent.inference.health import Health, Verdict, judge
 from edge_agent.inference.opening import Extras
 from edge_agent.inference.selftest import SamplesFile
@@ -112,7 +114,8 @@ def _samples(parts: Parts, model: ModelName, release: Installed) -> SamplesFile 
 
 def _extras(parts: Parts, model: ModelName, release: Installed) -> Extras:
     libraries = tuple(parts.slots.path(model, release.slot, name) for name in release.custom_ops or ())
-    return Extras(release.pipeline or None, libraries)
+    lines = sorted(f"{ref.digest} {name}" for name, ref in release.files.items())
+    return Extras(release.pipeline or None, Beside(libraries, digest_of("\n".join(lines).encode())))
 
 
 async def watch(parts: Parts, model: ModelName, switched_at: float, probation_s: float) -> ev.Event:

@@ -8,17 +8,17 @@ from common.artifact import TensorSpec
 from common.artifact.pipeline import Pipeline
 from common.artifact.tensors import Array
 from common.pipelines import Guard
-from edge_agent.inference.engine import Engine, Session
+from edge_agent.inference.engine import NOTHING, Beside, Engine, Session
 from edge_agent.inference.pipeline import PipelineSession
 from edge_agent.inference.tensors import synthetic
 from edge_agent.inference.timelimit import stopped_after
 
 
 class Extras(NamedTuple):
-    """What a release has besides its model: steps, and libraries with operators of its own."""
+    """What a release has besides its model: steps, and what the engine needs (libraries, a name for all files)."""
 
     pipeline: Pipeline | None = None
-    libraries: tuple[Path, ...] = ()
+    beside: Beside = NOTHING
 
 
 class Opened(NamedTuple):
@@ -36,7 +36,7 @@ def open_release(
 
     Raises what `Engine.load` raises, and `PluginMissing`.
     """
-    session = engine.load(path, extras.libraries)
+    session = engine.load(path, extras.beside)
     if extras.pipeline is None:
         return Opened(session, synthetic(inputs))
     try:

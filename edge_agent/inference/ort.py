@@ -25,12 +25,11 @@ from common.artifact import TensorSpec
 from common.artifact.tensors import Array
 from common.errors import FerryError, NotFound, Unavailable
 from edge_agent.inference.custom_ops import loadable, refuse_custom_ops
-from edge_agent.inference.engine import EngineFailure
+from edge_agent.inference.engine import NOTHING, Beside, EngineFailure
+from edge_agent.inference.providers import CPU
 
 ARENA_KEEP_INPUT_BYTES = 256 * 1024
 """Requests with larger inputs give their scratch memory back when they are done."""
-
-CPU = "CPUExecutionProvider"
 
 LOG_NOTHING = 4
 """Severity "fatal": what the runtime would print is in the exception too."""
@@ -55,15 +54,33 @@ _OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory")
 
 
 class OrtEngine:
-    """Loads ONNX files for the CPU; releases with custom operators only if `custom_ops`."""
+    """Loads ONNX files, for the CPU unless told; releases with custom operators only if `custom_ops`."""
 
     platform = "onnxruntime_onnx"
 
     def __init__(self, *, custom_ops: bool = False) -> None:
         self._custom_ops = custom_ops
 
-    def load(self, path: Path, libraries: Sequence[Path] = ()) -> "OrtSession":
+    @property
+    def version(self) -> str:
+        """The runtime's version."""
+        return str(onnxruntime.__version__)
+
+    def providers(self) -> list[str]:
+        """The execution providers that this runtime was built with."""
+        return list(onnxruntime.get_available_providers())
+
+    def doubt(self, _: Path) -> bool:
+        """See `Engine.doubt`: there is one way."""
+        return False
+
+    def load(self, path: Path, beside: Beside = NOTHING) -> "OrtSession":
         """See `Engine.load`."""
+        return self.load_on(path, beside, CPU)
+
+    def load_on(self, path: Path, beside: Beside, provider: str) -> "OrtSession":
+        """`load` with another execution provider than the CPU, which still runs what that does not take."""
+        libraries = beside.libraries
         if not path.is_file():
             raise NotFound(f"no model file at {path}")
         if libraries and not self._custom_ops:
@@ -73,11 +90,14 @@ class OrtEngine:
             with loadable(libraries) as names:
                 for name in names:
                     options.register_custom_ops_library(name)
-            session = onnxruntime.InferenceSession(str(path), options, providers=[CPU])
+            session = onnxruntime.InferenceSession(str(path), options, providers=list(dict.fromkeys([provider, CPU])))
         except FerryError:
             raise
         except Exception as error:  # the runtime's errors have no common base class
             raise _named(error, f"cannot load {path.name}") from error
+        if provider not in session.get_providers():
+            raise EngineFailure(f"the runtime cannot use {provider} here")
+        session.disable_fallback()
         return OrtSession(session)
 
 

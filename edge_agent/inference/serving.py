@@ -23,6 +23,7 @@ as there are cores, behind a bounded queue (`edge_agent.inference.flow`). The se
 
 import asyncio
 import contextlib
+import logging
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,6 +59,8 @@ from edge_agent.inference.selftest import SamplesFile, Tested, check_answers, me
 from edge_agent.inference.sides import NO_WISH, Wish
 from edge_agent.inference.timelimit import TimeLimited
 from edge_agent.inference.trial import ModelRejected, check, probe
+
+logger = logging.getLogger(__name__)
 
 QUEUE_REQUESTS_MAX = 256
 """Requests that may wait for a core; one more is refused at once."""
@@ -227,13 +230,22 @@ class ModelServer:
                 check(limited, inputs, outputs, opened.example)
                 return opened, check_answers(limited, samples, inputs, outputs) if samples else ()
 
+        def convincing() -> tuple[Opened, tuple[Sample, ...]]:
+            try:
+                return load()
+            except (EngineFailure, ModelRejected) as error:
+                if not self._engine.doubt(path):
+                    raise
+                logger.warning("loaded in another way: %s", error, extra={"model": model})
+            return load()
+
         def timed(session: Session, answered: tuple[Sample, ...], terms: SelfTest) -> Tested:
             with _closed_on_failure(session):
                 return measure(session, answered, terms, self._clock.monotonic)
 
         async with self._loading:
             try:
-                opened, answered = await run_niced(load, f"load-{model}@{version}")
+                opened, answered = await run_niced(convincing, f"load-{model}@{version}")
             except EngineFailure as error:
                 raise ModelRejected(error.message) from error
             tested = await asyncio.to_thread(timed, opened.session, answered, samples.terms) if samples else None

@@ -19,7 +19,7 @@ from common.artifact.serving import ServingTerms
 from common.artifact.tensors import Array
 from common.clock import SystemClock
 from common.ids import ModelName, Version
-from edge_agent.inference.engine import Session
+from edge_agent.inference.engine import NOTHING, Beside, Session
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.serving import ModelServer
 from edge_agent.telemetry.recorder import Recorder
@@ -35,6 +35,24 @@ def adder(path: Path, number: int) -> Path:
     """y = x + number: the answer tells which model gave it."""
     constant = numpy_helper.from_array(np.array([number], np.float32), "number")
     return _save(path, [helper.make_node("Add", ["x", "number"], ["y"])], [constant])
+
+
+def slow_adder(path: Path, number: int) -> Path:
+    """y = x + number, after some products with zeros that take time."""
+    shapes = {"into": (4, 1024), "square": (1024, 1024), "back": (1024, 4)}
+    constants = [numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in shapes.items()]
+    constants.append(numpy_helper.from_array(np.array([number], np.float32), "number"))
+    nodes = [helper.make_node("MatMul", ["x", "into"], ["h0"])]
+    nodes += [helper.make_node("MatMul", [f"h{turn}", "square"], [f"h{turn + 1}"]) for turn in range(8)]
+    nodes += [helper.make_node("MatMul", ["h8", "back"], ["zeros"]), helper.make_node("Add", ["x", "zeros"], ["same"])]
+    return _save(path, [*nodes, helper.make_node("Add", ["same", "number"], ["y"])], constants)
+
+
+def capped_adder(path: Path, number: int, most: float) -> Path:
+    """y = min(x, most) + number."""
+    constants = [numpy_helper.from_array(np.array([n], np.float32), name) for n, name in ((number, "n"), (most, "m"))]
+    nodes = [helper.make_node("Min", ["x", "m"], ["capped"]), helper.make_node("Add", ["capped", "n"], ["y"])]
+    return _save(path, nodes, constants)
 
 
 def custom_ops_library() -> Path:
@@ -236,7 +254,7 @@ class HeldEngine(OrtEngine):
         self.used_after_close = False
         self.sessions: list[HeldSession] = []
 
-    def load(self, path: Path, libraries: Sequence[Path] = ()) -> HeldSession:  # type: ignore[override]  # a Session
+    def load(self, path: Path, beside: Beside = NOTHING) -> HeldSession:  # type: ignore[override]  # a Session
         session = HeldSession(super().load(path), self)
         self.sessions.append(session)
         return session

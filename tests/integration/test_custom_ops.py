@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from common.artifact import Variant
 from common.artifact.elf import machine_of
 from common.errors import Forbidden, InvalidInput
-from edge_agent.inference.engine import EngineFailure
+from edge_agent.inference.engine import Beside, EngineFailure
 from edge_agent.inference.ort import OrtEngine
 from tests.integration.agent_bench import device_at
 from tests.integration.release_desk import MODEL, ReleaseDesk
@@ -73,7 +73,7 @@ async def test_an_owner_who_does_not_is_not_even_sent_the_files(tmp_path: Path, 
         assert 'custom_ops = "allow"' in update.detail
         assert all(desk.asked[file.artifact.digest] == 0 for file in release.files)
     with pytest.raises(Forbidden):
-        OrtEngine().load(tmp_path / "m.onnx", [LIBRARY])
+        OrtEngine().load(tmp_path / "m.onnx", Beside((LIBRARY,)))
 
 
 @pytest.mark.skipif(not shutil.which("gcc"), reason="needs a C compiler")
@@ -81,12 +81,12 @@ def test_what_lies_where_another_library_lay_is_loaded_and_not_that_one(tmp_path
     model, library = upper_case(tmp_path / "m.onnx"), tmp_path / NAME
     shutil.copyfile(LIBRARY, library)
     engine = OrtEngine(custom_ops=True)
-    first = engine.load(model, [library])
+    first = engine.load(model, Beside((library,)))
     library.rename(tmp_path / "old.so")
     (tmp_path / "empty.c").write_text("int nothing;")
     subprocess.run(["gcc", "-shared", "-o", str(library), str(tmp_path / "empty.c")], check=True)
     with pytest.raises(EngineFailure, match="RegisterCustomOps"):
-        engine.load(model, [library])
+        engine.load(model, Beside((library,)))
     assert first.run({"x": np.array(["a"], object)}, ["y"])["y"].tolist() == ["A"]
     first.close()
 

@@ -18,6 +18,7 @@ from common.artifact.tensors import Array
 from common.clock import SystemClock
 from common.ids import Version
 from common.wire import DesiredModel
+from edge_agent.inference.engine import NOTHING, Beside
 from edge_agent.inference.niced import NICE
 from edge_agent.inference.ort import OrtEngine, OrtSession
 from edge_agent.inference.selftest import LATENCY_RUNS, SamplesFile
@@ -97,7 +98,7 @@ class Swapped(OrtEngine):
     def __init__(self, other: Path) -> None:
         self._other = other
 
-    def load(self, path: Path, libraries: Sequence[Path] = ()) -> OrtSession:
+    def load(self, path: Path, beside: Beside = NOTHING) -> OrtSession:
         assert path.name == ONNX_FILE
         return super().load(self._other)
 
@@ -306,7 +307,7 @@ class WatchedEngine(OrtEngine):
     def __init__(self) -> None:
         self.seen: list[int] = []
 
-    def load(self, path: Path, libraries: Sequence[Path] = ()) -> Watched:  # type: ignore[override]  # a Session
+    def load(self, path: Path, beside: Beside = NOTHING) -> Watched:  # type: ignore[override]  # a Session
         return Watched(super().load(path), self.seen)
 
 
