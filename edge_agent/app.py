@@ -33,6 +33,7 @@ from edge_agent.slots import Slots
 from edge_agent.telemetry.recorder import Recorder
 from edge_agent.telemetry.spool import FILE_NAME as SPOOL_FILE
 from edge_agent.telemetry.spool import Spool
+from edge_agent.telemetry.usage import Findings, UsageMeter
 from edge_agent.vitals import Vitals
 from edge_agent.watchdog import Pulse, Watched
 
@@ -99,7 +100,7 @@ class Agent:
         running.callback(journal.close)
         spool = Spool(settings.data / SPOOL_FILE, bytes_max=settings.telemetry_bytes_max)
         running.callback(spool.close)
-        recorder = Recorder(clock.now())
+        recorder, findings = Recorder(clock.now()), Findings()
         server = self._server = ModelServer(
             OrtEngine(), self._observed(recorder, running), clock, run_s_max=settings.inference_s_max
         )
@@ -119,6 +120,7 @@ class Agent:
                 scrub_interval_s=settings.scrub_interval_s, scrub_bytes_per_s=settings.scrub_bytes_per_s
             ),
             boot=boot_number(),
+            findings=findings,
         )
         executor = Executor(parts, identity.device)
         self._standing = executor.standing
@@ -142,6 +144,7 @@ class Agent:
             journal=journal,
             recorder=recorder,
             spool=spool,
+            usage=UsageMeter(clock.now(), findings),
             vitals=Vitals(settings.data, clock),
             clock=clock,
             chance=self._chance,

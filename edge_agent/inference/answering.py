@@ -12,6 +12,7 @@ from common.artifact.tensors import Array
 from common.clock import Clock
 from common.errors import FerryError
 from common.ids import ModelName, Version
+from common.wire import NotRun
 from edge_agent.inference.loaded import Loaded
 from edge_agent.inference.requests import Inference, Request
 from edge_agent.inference.scheduling import agree, join, split
@@ -23,6 +24,14 @@ class Recorder(Protocol):
 
     def record(self, model: ModelName, version: Version, latency_s: float | None, *, error: bool) -> None:
         """One request: how long the caller waited (None: this release did not answer it), and whether it failed."""
+        ...
+
+    def ran(self, model: ModelName, version: Version, rows: int, run_s: float, queue_s: Sequence[float]) -> None:
+        """One run of the engine: its rows, its seconds, and how long each of its requests had waited for it."""
+        ...
+
+    def not_run(self, model: ModelName, version: Version, why: NotRun) -> None:
+        """One request that was never run, and why."""
         ...
 
 
@@ -53,8 +62,9 @@ class Answering:
         loaded.batching.observe(requests[0].shape, rows, seconds)
         loaded.ran(rows, seconds)
         now = self._clock.now()
-        for request in requests:
-            queue_s = started_at - request.admitted_at
+        waits = [started_at - request.admitted_at for request in requests]
+        self._recorder.ran(loaded.model, loaded.version, rows, seconds, waits)
+        for queue_s in waits:
             loaded.measure(failed=False, queue_s=queue_s, compute_s=seconds, now=now)
         return [
             self._delivered(loaded, Attempt(outputs=outputs), request, judged=True)
@@ -85,6 +95,11 @@ class Answering:
         self._recorder.record(first.model, first.version, None, error=True)
         return self._delivered(second, other, request, judged=True)
 
+    def not_run(self, request: Request, why: NotRun) -> None:
+        """The request leaves without having been run."""
+        first = request.chosen.first
+        self._recorder.not_run(first.model, first.version, why)
+
     def _parts(self, requests: Sequence[Request], tried: Attempt) -> list[dict[str, Array]] | None:
         rows = [request.rows or 1 for request in requests]
         return split(tried.outputs, rows) if tried.good and tried.outputs is not None else None
@@ -98,6 +113,8 @@ class Answering:
             if loaded is request.chosen.first:
                 loaded.batching.observe(request.shape, request.rows or 1, seconds)
         queue_s = started_at - request.admitted_at
+        waits = (queue_s,) if loaded is request.chosen.first else ()  # the second had to wait for the first to fail
+        self._recorder.ran(loaded.model, loaded.version, request.rows or 1, seconds, waits)
         loaded.measure(failed=not tried.good, queue_s=queue_s, compute_s=seconds, now=self._clock.now())
         return tried
 
