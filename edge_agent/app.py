@@ -24,6 +24,7 @@ from edge_agent.fetch import DesiredPoll, make_fetcher, open_session
 from edge_agent.fetch.session import tls_context
 from edge_agent.identity import Identity
 from edge_agent.inference.http import inference_app
+from edge_agent.inference.labels import Labels
 from edge_agent.inference.listening import listen
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.serving import ModelServer
@@ -63,6 +64,7 @@ class Agent:
         self._watched: Watched | None = None
         self._connected = False
         self._server: ModelServer | None = None
+        self._labels: Labels | None = None
         self.inference_url = ""
 
     async def start(self) -> None:
@@ -81,6 +83,13 @@ class Agent:
         if self._server is None:
             raise Conflict("the agent has not started")
         return self._server
+
+    @property
+    def labels(self) -> Labels:
+        """What answers can be labelled; only after `start`."""
+        if self._labels is None:
+            raise Conflict("the agent has not started")
+        return self._labels
 
     def status(self) -> dict[str, Any]:
         """What `GET /status` on the inference API tells."""
@@ -101,9 +110,15 @@ class Agent:
         spool = Spool(settings.data / SPOOL_FILE, bytes_max=settings.telemetry_bytes_max)
         running.callback(spool.close)
         recorder, findings = Recorder(clock.now()), Findings()
+        observed = self._observed(recorder, running)
         server = self._server = ModelServer(
-            OrtEngine(), self._observed(recorder, running), clock, run_s_max=settings.inference_s_max
+            OrtEngine(),
+            observed,
+            clock,
+            run_s_max=settings.inference_s_max,
+            sample_interval_s=settings.sample_interval_s,
         )
+        labels = self._labels = Labels(observed, clock, settings.label_s_max)
         running.push_async_callback(server.close)
         session = await running.enter_async_context(open_session(identity.device_token, settings.ca_file))
         link = self._make_link(journal)
@@ -128,7 +143,7 @@ class Agent:
         await executor.start()
         running.push_async_callback(executor.stop)
         listener = await listen(
-            inference_app(server, self.status),
+            inference_app(server, self.status, labels=labels),
             *parse_address(settings.inference_listen, "inference_listen"),
             settings.inference_socket,
         )

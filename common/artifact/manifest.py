@@ -7,7 +7,8 @@ envelope (`common.trust`), which is itself an artifact.
 
 A variant is one ONNX file and the files that it keeps weights in (external data), each under the name by which the ONNX
 file refers to it: a plain name, so that a device may use it inside a folder of its own as it stands. It may carry a
-self-test: one file more, with samples, which devices that know no self-tests take along like any other.
+self-test and a reference for drift: one file more each, which devices that know nothing of them take along like any
+other.
 """
 
 from typing import Annotated
@@ -44,8 +45,8 @@ class TensorSpec(msgspec.Struct, frozen=True):
 
 
 class Variant(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One build of the release: `files` by name, `model` the name of the ONNX file, the others its external data and
-    the samples of its self-test.
+    """One build of the release: `files` by name, `model` the name of the ONNX file, the others its external data, the
+    samples of its self-test, and the `reference` for drift (`common.monitoring`).
     """
 
     files: Annotated[
@@ -56,13 +57,15 @@ class Variant(msgspec.Struct, frozen=True, omit_defaults=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     self_test: SelfTest | None = None
+    reference: Annotated[str, Meta(min_length=1)] | None = None
 
     def __post_init__(self) -> None:
-        for name in (self.model, *((self.self_test.samples,) if self.self_test else ())):
+        named = (self.model, *self.extra_files)
+        for name in named:
             if name not in self.files:
                 raise ValueError(f"there is no file {name[:80]!r} among the files")
-        if self.self_test and self.self_test.samples == self.model:
-            raise ValueError("the samples of the self-test are the model itself")
+        if len(set(named)) < len(named):
+            raise ValueError("one file is named as two of the model, the samples and the reference")
 
     @property
     def artifact(self) -> ArtifactRef:
@@ -72,8 +75,13 @@ class Variant(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def data_files(self) -> tuple[str, ...]:
         """The names of the files that the ONNX file keeps weights in, in order."""
-        samples = self.self_test.samples if self.self_test else None
-        return tuple(sorted(self.files.keys() - {self.model, samples}))
+        return tuple(sorted(self.files.keys() - {self.model, *self.extra_files}))
+
+    @property
+    def extra_files(self) -> tuple[str, ...]:
+        """The names of the files that the model does without: the samples of the self-test, the reference."""
+        samples = (self.self_test.samples,) if self.self_test else ()
+        return (*samples, self.reference) if self.reference else samples
 
     @property
     def size(self) -> int:

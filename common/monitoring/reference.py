@@ -17,7 +17,7 @@ from msgspec import Meta
 from common.artifact import TensorSpec
 from common.artifact.tensors import DTYPES
 from common.errors import IntegrityFailure, InvalidInput
-from common.monitoring.sketch import FEATURES_MAX, Count, Observations
+from common.monitoring.sketch import FEATURES_MAX, Count, Observations, Sketch
 
 REFERENCE_FILE = "reference.json"
 """The name of the reference among a variant's files."""
@@ -112,6 +112,12 @@ def check_reference(reference: Reference, inputs: tuple[TensorSpec, ...], output
             raise InvalidInput(f"{spec.datatype} is not counted", field=field, fix="leave it out")
         if isinstance(feature, Classes) and feature.top and len(spec.shape) != 2:
             raise InvalidInput("a largest element is looked for in [rows, classes] only", field=field)
+
+
+def is_counted_by(reference: Reference, sketch: Sketch) -> bool:
+    """Whether the sketch has a count for each cell of the reference."""
+    cells = [feature.cells for feature in reference.features]
+    return [len(feature.counts) for feature in sketch.features] == cells
 
 
 def _check_counts(counts: tuple[int, ...], cells: int) -> None:

@@ -5,14 +5,17 @@ else. `count` puts them into cells, whenever there is time. Which elements are p
 of them, so a reference and a device pick alike.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.artifact.tensors import Array
-from common.monitoring.reference import Classes, Feature, Values
-from common.monitoring.sketch import FeatureCounts
+from common.ids import Digest
+from common.monitoring.reference import Classes, Feature, Reference, Values
+from common.monitoring.sketch import FeatureCounts, Sketch, merged
 
 ELEMENTS_MAX = 256
 """Elements that are picked of a tensor."""
@@ -22,6 +25,14 @@ TOP_ELEMENTS_MAX = 64 * 1024
 """A tensor with more elements in those rows is not searched for the largest ones."""
 GOLDEN = 0.6180339887498949
 """Multiples of the golden ratio, modulo 1, are spread evenly and keep step with no axis of a tensor."""
+
+
+class Sampled(NamedTuple):
+    """The picked elements of one request, feature by feature; `digest` names the reference."""
+
+    reference: Reference
+    digest: str
+    picked: tuple[Array, ...]
 
 
 def pick(feature: Feature, array: Array) -> Array:
@@ -46,6 +57,16 @@ def count(feature: Feature, picked: Array) -> FeatureCounts:
             return _count_values(np.asarray(edges), picked.astype(np.float64))
         case Classes(classes=classes):
             return _count_classes(np.asarray(classes), picked)
+
+
+def sketch_of(samples: Iterable[Sampled]) -> Sketch | None:
+    """All that was sampled by one reference, counted; None of nothing."""
+    total: Sketch | None = None
+    for sample in samples:
+        features = tuple(map(count, sample.reference.features, sample.picked))
+        sketch = Sketch(reference=Digest(sample.digest), observations=1, features=features)
+        total = sketch if total is None else merged(total, sketch)
+    return total
 
 
 def _count_values(edges: NDArray[np.float64], values: NDArray[np.float64]) -> FeatureCounts:

@@ -13,7 +13,7 @@ from common.artifact.selftest import describe_rule
 from common.errors import InvalidInput
 from common.ids import ReleaseRef
 from controller.cli.connection import connected
-from controller.cli.output import Output, milliseconds, share, size, table, when
+from controller.cli.output import Output, size, table, when
 from controller.cli.values import duration, parse_variants
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def release() -> None:
     "--tolerance", "tolerances", multiple=True, metavar="PARTS", help="E.g. output=scores,rtol=1e-3,atol=1e-4."
 )
 @click.option("--latency-max", "latencies", multiple=True, metavar="[VARIANT=]SECONDS", help="Bound for each sample.")
+@click.option("--reference", type=_ARRAYS, metavar="PATH", help="Usual inputs, .npz: devices look for drift from them.")
 @connected
 def publish(
     ferry: "FerryClient",
@@ -54,19 +55,23 @@ def publish(
     expected: Path | None,
     tolerances: tuple[str, ...],
     latencies: tuple[str, ...],
+    reference: Path | None,
 ) -> None:
     """Upload FILE (the variant `default`) and publish it as NAME@VERSION, for good.
 
     Files beside it that it keeps weights in (external data) are found and belong to the release. With --samples every
     variant is run on them here, and devices must come to the same answers before they use it. --tolerance takes rtol=X,
-    atol=X, exact or top1, and output=NAME and variant=NAME to say where it holds.
+    atol=X, exact or top1, and output=NAME and variant=NAME to say where it holds. With --reference every variant is run
+    on those inputs here too, and devices count how much what they see differs from them.
     """
     ref, files = ReleaseRef.parse(name), parse_variants(file, variants)
     with tempfile.TemporaryDirectory(prefix="ferry-samples-") as folder, _upload_progress(str(ref)) as progress:
+        tests = Path(folder) / "self-tests"
         drafts = _self_tests(
-            files, Path(folder), samples=samples, expected=expected, tolerances=tolerances, latencies=latencies
+            files, tests, samples=samples, expected=expected, tolerances=tolerances, latencies=latencies
         )
-        view, created = ferry.publish(ref.model, ref.version, files, progress, drafts)
+        references = _references(files, Path(folder) / "references", reference)
+        view, created = ferry.publish(ref.model, ref.version, files, progress, drafts, references=references)
     click.echo(f"{ref} {'is published' if created else 'was published before, with the same bytes'}", err=True)
     output.item(view, _COLUMNS, lambda one: one.name)
 
@@ -96,10 +101,20 @@ def show(ferry: "FerryClient", output: Output, name: str) -> None:
 @release.command("stats")
 @click.argument("name", metavar="NAME@VERSION")
 @click.option("--since", type=duration, default=STATS_SINCE, show_default=True, help="How far back to look.")
+@click.option("--device", metavar="ID", help="Only what this device measured.")
 @connected
-def stats(ferry: "FerryClient", output: Output, name: str, since: float) -> None:
-    """Sum up what devices measured of a release: requests, errors, latency."""
-    output.item(ferry.telemetry(ReleaseRef.parse(name), since), _STATS, lambda one: one.name)
+def stats(ferry: "FerryClient", output: Output, name: str, since: float, device: str | None) -> None:
+    """Sum up what devices measured of a release.
+
+    Requests, errors, latency, waiting, engine runs, resource use; accuracy where applications report labels; drift
+    where the release carries a reference (publish --reference).
+    """
+    from controller.cli.measured import STATS, drift_rows
+
+    view = ferry.telemetry(ReleaseRef.parse(name), since, device)
+    output.item(view, STATS, lambda one: one.name)
+    if output.is_table and view.drift:
+        click.echo("\n" + table(drift_rows(view)))
 
 
 @release.command("diff")
@@ -131,16 +146,6 @@ def collect(ferry: "FerryClient", output: Output, min_age: float) -> None:
     columns = {"REMOVED": lambda one: str(one.count), "BYTES": lambda one: size(one.bytes)}
     output.item(collected, columns, lambda one: str(one.count))
 
-
-_STATS = {
-    "RELEASE": lambda one: one.name,
-    "DEVICES": lambda one: str(one.devices),
-    "REQUESTS": lambda one: str(one.requests),
-    "ERRORS": lambda one: f"{one.errors} ({share(one.errors, one.requests)})",
-    "P50": lambda one: milliseconds(one.p50_s),
-    "P90": lambda one: milliseconds(one.p90_s),
-    "P99": lambda one: milliseconds(one.p99_s),
-}
 
 _COLUMNS = {
     "RELEASE": lambda one: one.name,
@@ -200,7 +205,16 @@ def _self_tests(
         tolerances=tuple(map(parse_tolerance, tolerances)),
         latencies=parse_latencies(latencies, files),
     )
+    folder.mkdir()
     return make_drafts(files, wishes, folder)
+
+
+def _references(files: dict[str, Path], folder: Path, samples: Path | None) -> dict[str, Path]:
+    if samples is None:
+        return {}
+    from controller.cli.references import make_references
+
+    return make_references(files, samples, folder)
 
 
 @contextlib.contextmanager

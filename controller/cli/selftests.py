@@ -39,7 +39,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
 
 def make_drafts(variants: Mapping[str, Path], wishes: Wishes, folder: Path) -> dict[str, SelfTestDraft]:
     """A self-test for each variant, with its samples written to `folder`. Raises `InvalidInput`."""
-    signatures = {name: _signature(file, name) for name, file in variants.items()}
+    signatures = {name: read_model(file, name) for name, file in variants.items()}
     outputs = {name: tuple(spec.name for spec in one.outputs) for name, one in signatures.items()}
     check_names(wishes.tolerances, outputs)
     return {name: _draft(name, variants[name], one, wishes, folder) for name, one in signatures.items()}
@@ -103,7 +103,8 @@ def _largest(expected: Arrays, spec: TensorSpec) -> float:
     return max((float(np.abs(array).max()) for array in finite if array.size), default=0.0)
 
 
-def _signature(file: Path, variant: str) -> OnnxSignature:
+def read_model(file: Path, variant: str) -> OnnxSignature:
+    """The tensors of an ONNX file; `InvalidInput`."""
     try:
         with FileSource(file) as source:
             return read_signature(source)

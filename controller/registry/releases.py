@@ -34,11 +34,13 @@ from common.clock import Clock
 from common.delta import CODECS
 from common.errors import Conflict, InvalidInput, NotFound, TooLarge
 from common.ids import Digest, ModelName, ReleaseRef, Version, parse_digest, parse_model_name, parse_version
+from common.monitoring.reference import REFERENCE_FILE
 from common.trust import Signer
 from controller.devices import Device, running_version
 from controller.registry import patches
 from controller.registry.blobs import LocalBlobs
 from controller.registry.inspection import Build, inspect_build, parts_of
+from controller.registry.references import References, with_reference
 from controller.registry.selftests import SelfTests, with_self_test
 from controller.rollouts.patching import Lineage, PatchKey, bases_of, wanted_patches
 from controller.store.port import AuditEntry, Event, FileParts, Release, Store, Transaction
@@ -73,23 +75,30 @@ class Releases:
         self._clock = clock
 
     async def publish(
-        self, model: ModelName, version: Version, variants: Files, actor: str, self_tests: SelfTests | None = None
+        self,
+        model: ModelName,
+        version: Version,
+        variants: Files,
+        actor: str,
+        self_tests: SelfTests | None = None,
+        *,
+        references: References | None = None,
     ) -> tuple[Release, bool]:
         """Make the release `model@version` of blobs that were uploaded before; whether it is new.
 
         Raises `InvalidInput` (not an ONNX model, bad names, files that do not belong together, samples that do not
         fit), `NotFound` (a blob that is not here), `Conflict` (the release exists with other bytes), `StorageFull`.
         """
-        tests = self_tests or {}
+        tests, usual = self_tests or {}, references or {}
         ref = ReleaseRef(parse_model_name(model), parse_version(version))
         with tracer.start_as_current_span("release.publish", attributes={"ferry.release": str(ref)}):
-            _check_names(variants, tests)
+            _check_names(variants, tests, usual)
             existing = await self._store.read(lambda tx: tx.releases.get(ref))
             if existing is not None:
-                return _same(existing, _asked(variants, tests)), False
+                return _same(existing, _asked(variants, tests, usual)), False
             try:
                 builds = await asyncio.to_thread(self._inspect_all, variants)
-                tested = await asyncio.to_thread(self._test_all, builds, tests)
+                tested = await asyncio.to_thread(self._test_all, builds, tests, usual)
                 lists = await self._lists_of_parts(builds.values())
             except FileNotFoundError as error:  # garbage collection came between finding a blob and reading it
                 fix = "upload the files again"
@@ -141,17 +150,25 @@ class Releases:
                 published_at=self._clock.now(),
                 published_by=actor,
             )
-            return await self._store.write(lambda tx: _record_release(tx, release, parts, wanted))
+            references = await asyncio.to_thread(self._references_of, manifest)
+            return await self._store.write(lambda tx: _record_release(tx, release, parts, references, wanted))
+
+    def _references_of(self, manifest: ReleaseManifest) -> dict[Digest, bytes]:
+        digests = [one.files[one.reference].digest for one in manifest.variants.values() if one.reference]
+        return {digest: self._path(digest, "references").read_bytes() for digest in digests}
 
     def _inspect_all(self, variants: Files) -> dict[str, Build]:
         return {name: inspect_build(name, files, self._path) for name, files in variants.items()}
 
-    def _test_all(self, builds: Mapping[str, Build], tests: SelfTests) -> dict[str, Variant]:
-        """The variants, with their self-tests."""
+    def _test_all(self, builds: Mapping[str, Build], tests: SelfTests, usual: References) -> dict[str, Variant]:
+        """The variants, with their self-tests and references."""
         variants = {name: build.variant for name, build in builds.items()}
         for name, given in tests.items():
             field = f"self_tests.{name}"
             variants[name] = with_self_test(variants[name], given, self._path(given.samples, f"{field}.samples"), field)
+        for name, digest in usual.items():
+            field = f"references.{name}"
+            variants[name] = with_reference(variants[name], digest, self._path(digest, field), field)
         return variants
 
     async def _lists_of_parts(self, builds: Iterable[Build]) -> dict[Digest, bytes]:
@@ -187,15 +204,15 @@ def _without_row(tx: Transaction, artifacts: list[ArtifactRef]) -> list[Artifact
     return [artifact for artifact in artifacts if tx.artifacts.get(artifact.digest) is None]
 
 
-def _check_names(variants: Files, tests: SelfTests) -> None:
+def _check_names(variants: Files, tests: SelfTests, usual: References) -> None:
     if not 1 <= len(variants) <= VARIANTS_MAX:
         raise InvalidInput(f"{len(variants)} variants", field="variants", fix=f"give 1 to {VARIANTS_MAX}")
     for variant, files in variants.items():
         if not VARIANT_NAME.fullmatch(variant):
             fix = "use lower-case letters, digits and inner '.', '_' or '-', for example 'default' or 'int8'"
             raise InvalidInput(f"{variant[:80]!r} is not allowed", field="variants", fix=fix)
-        if not 1 <= len(files) <= FILES_PER_VARIANT_MAX - (variant in tests):
-            fix = f"one ONNX file, the data files that it names and samples are at most {FILES_PER_VARIANT_MAX}"
+        if not 1 <= len(files) <= FILES_PER_VARIANT_MAX - (variant in tests) - (variant in usual):
+            fix = f"ONNX file, data files that it names, samples and reference are at most {FILES_PER_VARIANT_MAX}"
             raise InvalidInput(f"{len(files)} files", field=f"variants.{variant}", fix=fix)
         for file, digest in files.items():
             if not re.fullmatch(FILE_NAME, file):
@@ -203,10 +220,17 @@ def _check_names(variants: Files, tests: SelfTests) -> None:
                 raise InvalidInput(f"{file[:80]!r} is not allowed", field=f"variants.{variant}", fix=fix)
             parse_digest(digest, f"variants.{variant}.{file}")
     for variant, given in tests.items():
-        if variant not in variants:
-            fix = f"the variants are {', '.join(sorted(variants))}"
-            raise InvalidInput("there is no such variant", field=f"self_tests.{variant[:80]}", fix=fix)
+        _check_known(variant, variants, "self_tests")
         parse_digest(given.samples, f"self_tests.{variant}.samples")
+    for variant, digest in usual.items():
+        _check_known(variant, variants, "references")
+        parse_digest(digest, f"references.{variant}")
+
+
+def _check_known(variant: str, variants: Files, field: str) -> None:
+    if variant not in variants:
+        fix = f"the variants are {', '.join(sorted(variants))}"
+        raise InvalidInput("there is no such variant", field=f"{field}.{variant[:80]}", fix=fix)
 
 
 class _Ingredients(NamedTuple):
@@ -217,13 +241,15 @@ class _Ingredients(NamedTuple):
     latency_max_s: float | None
 
 
-def _asked(variants: Files, tests: SelfTests) -> dict[str, _Ingredients]:
-    return {
-        name: _Ingredients({**files, SAMPLES_FILE: test.samples}, test.rules, test.latency_max_s)
-        if (test := tests.get(name))
-        else _Ingredients(dict(files), None, None)
-        for name, files in variants.items()
-    }
+def _asked(variants: Files, tests: SelfTests, usual: References) -> dict[str, _Ingredients]:
+    asked = {}
+    for name, files in variants.items():
+        test = tests.get(name)
+        samples = {SAMPLES_FILE: test.samples} if test else {}
+        reference = {REFERENCE_FILE: usual[name]} if name in usual else {}
+        terms = (test.rules, test.latency_max_s) if test else (None, None)
+        asked[name] = _Ingredients({**files, **samples, **reference}, *terms)
+    return asked
 
 
 def _made_of(manifest: ReleaseManifest) -> dict[str, _Ingredients]:
@@ -241,12 +267,16 @@ def _same(existing: Release, asked: Mapping[str, _Ingredients]) -> Release:
     """The release, if it was made of these; otherwise `Conflict`."""
     if _made_of(existing.manifest) != asked:
         fix = "releases never change; publish the new files under a new version"
-        raise Conflict(f"{existing.ref} exists with other files or another self-test", field="version", fix=fix)
+        raise Conflict(f"{existing.ref} exists with other files, self-test or reference", field="version", fix=fix)
     return existing
 
 
 def _record_release(
-    tx: Transaction, release: Release, parts: list[FileParts], wanted: list[PatchKey]
+    tx: Transaction,
+    release: Release,
+    parts: list[FileParts],
+    references: Mapping[Digest, bytes],
+    wanted: list[PatchKey],
 ) -> tuple[Release, bool]:
     variants = release.manifest.variants
     existing = tx.releases.get(release.ref)
@@ -258,6 +288,8 @@ def _record_release(
         tx.artifacts.put(artifact, now)
     for one in parts:
         tx.parts.put(one)
+    for digest, data in references.items():
+        tx.telemetry.put_reference(digest, data)
     tx.releases.add(release)
     for key in wanted:
         patches.request(tx, key.base, key.target, key.codec, now)

@@ -85,6 +85,7 @@ class Acquisition:
             inputs=variant.inputs,
             outputs=variant.outputs,
             self_test=variant.self_test,
+            reference=variant.reference,
         )
         return ev.Built(at=self._now(), candidate=candidate)
 

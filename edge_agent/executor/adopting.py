@@ -44,5 +44,6 @@ def _release(parts: Parts, model: ModelName, slot: Slot) -> Installed | None:
                 manifest=ref,
                 inputs=variant.inputs,
                 outputs=variant.outputs,
+                reference=variant.reference,
             )
     return None

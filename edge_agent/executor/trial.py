@@ -34,7 +34,13 @@ async def load(parts: Parts, model: ModelName, release: Installed) -> Candidate 
         return None
     path = parts.slots.path(model, release.slot, release.onnx_file)
     candidate = await parts.server.prepare(
-        model, release.version, path, release.inputs, release.outputs, samples=_samples(parts, model, release)
+        model,
+        release.version,
+        path,
+        release.inputs,
+        release.outputs,
+        samples=_samples(parts, model, release),
+        reference=parts.slots.path(model, release.slot, release.reference) if release.reference else None,
     )
     if tested := candidate.tested:
         extra = {"model": model, "version": release.version, "samples": tested.samples, "latency_s": tested.latency_s}

@@ -12,6 +12,7 @@ from common.artifact.tensors import Array
 from common.clock import Clock
 from common.errors import FerryError
 from common.ids import ModelName, Version
+from common.monitoring.sketching import Sampled
 from common.wire import NotRun
 from edge_agent.inference.loaded import Loaded
 from edge_agent.inference.requests import Inference, Request
@@ -32,6 +33,10 @@ class Recorder(Protocol):
 
     def not_run(self, model: ModelName, version: Version, why: NotRun) -> None:
         """One request that was never run, and why."""
+        ...
+
+    def sampled(self, model: ModelName, version: Version, sample: Sampled) -> None:
+        """What is to be counted of one request, for drift."""
         ...
 
 
@@ -124,4 +129,8 @@ class Answering:
             loaded.count(error=not tried.good)
         latency_s = None if tried.failure else self._clock.monotonic() - request.admitted_at
         self._recorder.record(loaded.model, loaded.version, latency_s, error=not tried.good)
+        if loaded.watch is not None and tried.outputs is not None:
+            sample = loaded.watch.sample(self._clock.monotonic(), request.feeds, tried.outputs)
+            if sample is not None:
+                self._recorder.sampled(loaded.model, loaded.version, sample)
         return Answer(request, tried.failure or Inference(tried.outputs or {}, loaded.version))

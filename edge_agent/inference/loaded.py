@@ -16,6 +16,7 @@ from common.ids import ModelName, Version
 from edge_agent.inference.batching import Batching
 from edge_agent.inference.engine import Session
 from edge_agent.inference.health import Health
+from edge_agent.inference.watch import Watch
 
 RUN_ROWS_MAX = 64
 """Runs with more rows are counted together."""
@@ -55,7 +56,10 @@ class Loaded:
         session: Session,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
+        *,
+        watch: Watch | None = None,
     ) -> None:
+        self.watch = watch
         self.model = model
         self.version = version
         self.inputs = inputs

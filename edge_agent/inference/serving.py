@@ -46,6 +46,7 @@ from edge_agent.inference.requests import Inference
 from edge_agent.inference.scheduling import PRIORITY_DEFAULT, WaitingLimits
 from edge_agent.inference.selftest import SamplesFile, Tested, check_answers, measure
 from edge_agent.inference.trial import ModelRejected, check, probe
+from edge_agent.inference.watch import NEVER_S, WatchTerms, open_watch
 
 QUEUE_REQUESTS_MAX = 256
 """Requests that may wait for a core; one more is refused at once."""
@@ -82,7 +83,8 @@ class ModelServer:
     """Serves models by name; see the module's text for the life of a release.
 
     `workers` is the number of inferences at one time (default: the cores that this process may use), `queue` how many
-    more may wait, `run_s_max` how many seconds the engine may take for one of them.
+    more may wait, `run_s_max` how many seconds the engine may take for one of them, `sample_interval_s` the time
+    between two requests to a release that are sampled for drift.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class ModelServer:
         workers: int | None = None,
         queue: int = QUEUE_REQUESTS_MAX,
         run_s_max: float = RUN_S_MAX,
+        sample_interval_s: float = NEVER_S,
     ) -> None:
         self._engine = engine
         self._clock = clock
@@ -102,6 +105,7 @@ class ModelServer:
         limits = FlowLimits(WaitingLimits(queue), run_s_max)
         self._flow = RequestFlow(self._placements, Answering(recorder, clock), clock, cores, limits)
         self._loading = asyncio.Lock()
+        self._sample_interval_s = sample_interval_s
 
     @property
     def finished(self) -> int:
@@ -178,9 +182,10 @@ class ModelServer:
         outputs: tuple[TensorSpec, ...],
         *,
         samples: SamplesFile | None = None,
+        reference: Path | None = None,
     ) -> Candidate:
         """Load the model file at `path`, check it against the manifest's `inputs` and `outputs`, warm it up, and let it
-        answer its `samples`.
+        answer its `samples`. With the file of a `reference` some of its requests will be sampled for drift.
 
         One load at a time, at the lowest priority; only the time that samples take is measured at that of requests.
         Raises `ModelRejected` (`SelfTestFailed` for wrong answers) when the release is at fault; `NotFound` (no file)
@@ -203,7 +208,8 @@ class ModelServer:
             except EngineFailure as error:
                 raise ModelRejected(error.message) from error
             tested = await asyncio.to_thread(timed, session, answered, samples.terms) if samples else None
-        return Candidate(model, version, Loaded(model, version, session, inputs, outputs), tested)
+        watch = await asyncio.to_thread(open_watch, WatchTerms(reference, self._sample_interval_s))
+        return Candidate(model, version, Loaded(model, version, session, inputs, outputs, watch=watch), tested)
 
     def switch(self, candidate: Candidate) -> None:
         """Let the candidate answer from the next request on; what ran before becomes its fallback.

@@ -16,6 +16,7 @@ from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 
 from common.ids import DeviceId, ModelName, Version
+from common.monitoring.sketching import Sampled
 from common.observability import metric_reader, service_resource
 from common.wire import LATENCY_BOUNDS_S, RUN_ROWS_BOUNDS, NotRun
 from edge_agent.telemetry.recorder import Recorder
@@ -46,6 +47,9 @@ class ExportingRecorder:
         self._not_run = meter.create_counter(
             "ferry.inference.not_run", unit="{request}", description="Requests that were never run; error.type says why"
         )
+        self._labels = meter.create_counter(
+            "ferry.inference.labels", unit="{label}", description="Labelled answers; ferry.correct says whether right"
+        )
         _observe_process(meter)
 
     def record(self, model: ModelName, version: Version, latency_s: float | None, *, error: bool) -> None:
@@ -69,6 +73,17 @@ class ExportingRecorder:
         """One request that was never run, as `Recorder.not_run`."""
         self._windows.not_run(model, version, why)
         self._not_run.add(1, {"ferry.model": model, "ferry.version": version, "error.type": why})
+
+    def labelled(self, model: ModelName, version: Version, count: int, correct: int) -> None:
+        """Labels of answers, as `Recorder.labelled`."""
+        self._windows.labelled(model, version, count, correct)
+        release = {"ferry.model": model, "ferry.version": version}
+        self._labels.add(correct, {**release, "ferry.correct": True})
+        self._labels.add(count - correct, {**release, "ferry.correct": False})
+
+    def sampled(self, model: ModelName, version: Version, sample: Sampled) -> None:
+        """A request that is sampled for drift: for the controller only."""
+        self._windows.sampled(model, version, sample)
 
     def close(self) -> None:
         """Send what is left."""

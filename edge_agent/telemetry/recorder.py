@@ -10,20 +10,25 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from common.ids import ModelName, Version
+from common.monitoring.sketching import Sampled, sketch_of
 from common.wire import LATENCY_BOUNDS_S, RUN_ROWS_BOUNDS, NotRun, TelemetryWindow
+
+SAMPLES_MAX = 256
+"""Requests of one window of which elements are kept to be counted for drift."""
 
 
 class _Counts:
     """One window of one release, while it is open."""
 
     __slots__ = (
-        "cancelled", "errors", "expired", "latencies", "queue_max_s", "queue_sum_s", "queued", "refused", "requests",
-        "rows", "run_s", "runs", "sum_s",
+        "cancelled", "correct", "errors", "expired", "labelled", "latencies", "queue_max_s", "queue_sum_s", "queued",
+        "refused", "requests", "rows", "run_s", "runs", "samples", "sum_s",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.requests = self.errors = self.rows = 0
-        self.refused = self.expired = self.cancelled = 0
+        self.refused = self.expired = self.cancelled = self.labelled = self.correct = 0
+        self.samples: list[Sampled] = []
         self.latencies = [0] * (len(LATENCY_BOUNDS_S) + 1)
         self.queued = [0] * (len(LATENCY_BOUNDS_S) + 1)
         self.runs = [0] * (len(RUN_ROWS_BOUNDS) + 1)
@@ -70,6 +75,20 @@ class Recorder:
             counts = self._counts(model, version)
             setattr(counts, why, getattr(counts, why) + 1)
 
+    def labelled(self, model: ModelName, version: Version, count: int, correct: int) -> None:
+        """`count` rows of answers of this release were labelled."""
+        with self._lock:
+            counts = self._counts(model, version)
+            counts.labelled += count
+            counts.correct += correct
+
+    def sampled(self, model: ModelName, version: Version, sample: Sampled) -> None:
+        """What is to be counted of one request when the window ends; beyond `SAMPLES_MAX` it is passed over."""
+        with self._lock:
+            samples = self._counts(model, version).samples
+            if len(samples) < SAMPLES_MAX:
+                samples.append(sample)
+
     def cut(self, now: float) -> list[TelemetryWindow]:
         """End the windows at `now` (seconds since the epoch), ordered by model and version."""
         with self._lock:
@@ -105,4 +124,12 @@ def _window(model: ModelName, version: Version, started_at: float, ended_at: flo
         refused=counts.refused,
         expired=counts.expired,
         cancelled=counts.cancelled,
+        labelled=counts.labelled,
+        correct=counts.correct,
+        sketch=sketch_of(_alike(counts.samples)),
     )
+
+
+def _alike(samples: list[Sampled]) -> list[Sampled]:
+    """Those by the newest reference: a release that was published anew elsewhere may have come with another one."""
+    return [sample for sample in samples if sample.digest == samples[-1].digest]

@@ -49,7 +49,7 @@ class Stage(StrEnum):
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
     """A complete, verified release in a slot: all of `files`, of which `onnx_file` is the one to load, and one has the
-    samples of `self_test`, if it carries one.
+    samples of `self_test` and one is the `reference` for drift, if it carries them.
     """
 
     slot: Slot
@@ -61,6 +61,7 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     self_test: SelfTest | None = None
+    reference: str | None = None
     activated_at: float | None = None
 
     @property
