@@ -80,7 +80,7 @@ def apply_telemetry(tx: Transaction, device_id: DeviceId, message: Telemetry, no
     """Finished windows; windows that came before are not counted twice. It does not concern the reconciler."""
     device = _sender(tx, device_id, message)
     windows = [_with_known_sketch(tx, window) for window in message.windows]
-    tx.telemetry.add(device_id, windows, message.device_windows)
+    tx.telemetry.add(device_id, windows, message.device_windows or ())
     tx.devices.put(replace(device, last_seen=now))
     return False
 

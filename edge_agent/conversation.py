@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable, Coroutine
 
 import msgspec
+from msgspec import UNSET
 
 from common.backoff import Backoff
 from common.clock import Clock
@@ -197,7 +198,7 @@ class Conversation:
             seq=0,
             sent_at=0.0,
             windows=tuple(window for window in windows if isinstance(window, TelemetryWindow)),
-            device_windows=tuple(window for window in windows if isinstance(window, DeviceWindow)),
+            device_windows=tuple(window for window in windows if isinstance(window, DeviceWindow)) or UNSET,
         )
         await self._link.publish(message)
         await asyncio.to_thread(self._spool.drop, [entry.id for entry in spooled])

@@ -38,8 +38,8 @@ Shares = NDArray[np.float64]
 class FeatureDrift(msgspec.Struct, frozen=True, kw_only=True):
     """One feature. `psi_by_chance` is about what the score stays below in 999 of 1000 cases without any change.
 
-    `not_finite` and `outside` are shares of the elements: NaN or infinite, and smaller, larger or of another class than
-    any of the reference.
+    `not_finite` and `outside` are shares of the elements of values: NaN or infinite, and smaller or larger than all of
+    the reference.
     """
 
     tensor: str
@@ -129,13 +129,14 @@ def _feature(feature: Feature, found: FeatureCounts, expected: int, observed: in
     counts, wanted = (np.asarray(one, np.float64) for one in (found.counts, feature.counts))
     if counts.shape != wanted.shape:
         raise ValueError(f"{len(counts)} counts for {len(wanted)} cells of {feature.tensor!r}")
+    not_finite, outside = _odd(feature, found.counts)
     told = FeatureDrift(
         tensor=feature.tensor,
         side=feature.side,
         kind=_kind(feature),
         verdict="inconclusive",
-        not_finite=_share(found.counts[-2:], found.counts) if isinstance(feature, Values) else 0.0,
-        outside=_share(_outside(feature, found.counts), found.counts),
+        not_finite=not_finite,
+        outside=outside,
         low=found.low,
         high=found.high,
     )
@@ -161,9 +162,9 @@ def _kind(feature: Feature) -> Kind:
     return "top1" if feature.top else "classes"
 
 
-def _outside(feature: Feature, counts: Sequence[int]) -> Sequence[int]:
-    return counts[-1:] if isinstance(feature, Classes) else (counts[0], counts[-3])
-
-
-def _share(part: Sequence[int], whole: Sequence[int]) -> float:
-    return sum(part) / sum(whole) if sum(whole) else 0.0
+def _odd(feature: Feature, counts: Sequence[int]) -> tuple[float, float]:
+    """The shares of what is not finite and of what lies outside the reference."""
+    total = sum(counts)
+    if isinstance(feature, Classes) or not total:
+        return 0.0, 0.0
+    return sum(counts[-2:]) / total, (counts[0] + counts[-3]) / total

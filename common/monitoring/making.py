@@ -14,6 +14,8 @@ from common.monitoring.sketch import FEATURES_MAX, FeatureCounts
 from common.monitoring.sketching import count, pick
 
 BINS = 10
+CLASS_SHARE_MIN = 0.02
+"""Rarer classes share a cell, unless there are fewer than `BINS`: each cell more takes more observations to judge."""
 CLASS_AXIS_MAX = 4096
 """An output [rows, n] with more elements in a row is not taken for scores of classes."""
 
@@ -59,7 +61,9 @@ def _classes(spec: TensorSpec, side: Side, arrays: Sequence[Array], *, top: bool
     values, numbers = np.unique(elements, return_counts=True)
     if not values.size:
         return []
-    usual = np.sort(values[np.argsort(-numbers, kind="stable")[:CLASSES_MAX]])
+    frequent = np.argsort(-numbers, kind="stable")
+    known = max(int((numbers >= CLASS_SHARE_MIN * elements.size).sum()), min(BINS, len(values)))
+    usual = np.sort(values[frequent[: min(known, CLASSES_MAX)]])
     classes = tuple(map(int, usual))
     empty = replace(blank, classes=classes, counts=(0,) * (len(classes) + 1))
     return [replace(empty, counts=_total(empty, arrays))]

@@ -7,7 +7,7 @@ kind within an epoch: `(device, epoch, seq)` names a message once and for all.
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from common.artifact.manifest import FILE_NAME, FILES_PER_VARIANT_MAX, ArtifactRef
 from common.ids import DeviceId, Digest, ModelName, Version
@@ -177,7 +177,8 @@ class Telemetry(Sequenced, frozen=True, kw_only=True):
     """Finished windows, oldest first; kept on the device's disk until the broker has acknowledged them."""
 
     windows: Annotated[tuple[TelemetryWindow, ...], Meta(max_length=WINDOWS_PER_MESSAGE_MAX)]
-    device_windows: Annotated[tuple[DeviceWindow, ...], Meta(max_length=WINDOWS_PER_MESSAGE_MAX)] = ()
+    device_windows: Annotated[tuple[DeviceWindow, ...], Meta(max_length=WINDOWS_PER_MESSAGE_MAX)] | UnsetType = UNSET
+    """UNSET: none."""
 
 
 class PatchOffer(msgspec.Struct, frozen=True):

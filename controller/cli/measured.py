@@ -52,7 +52,8 @@ def _accuracy(one: "TelemetryView") -> str:
     found = one.accuracy
     if found.share is None or found.low is None or found.high is None:
         return "no labels"
-    return f"{found.share:.1%} ({found.low:.1%} to {found.high:.1%}), {found.correct} of {found.labelled} labelled"
+    bounds = f"{share(found.low, 1)} to {share(found.high, 1)}"
+    return f"{share(found.share, 1)} ({bounds}), {found.correct} of {found.labelled} labelled"
 
 
 def _drift(one: "TelemetryView") -> str:

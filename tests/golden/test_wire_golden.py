@@ -14,13 +14,18 @@ from common.trust import PublicKey, Signer, verify
 from common.wire import DesiredState, JoinString, Message, decode, encode
 from common.wire.codec import BYTES_MAX
 from common.wire.messages import DESIRED_PAYLOAD_TYPE
-from tests.property.test_wire import EXAMPLES
-from tests.unit.test_manifest import TESTED, VARIANT, manifest
+from tests.property.test_wire import EXAMPLES, FULL_TELEMETRY
+from tests.unit.test_manifest import TESTED, VARIANT, WATCHED, manifest
 
 FOLDER = Path(__file__).parent / "wire"
 MESSAGES: dict[str, Message] = {f"v1-{type(one).__name__}": one for one in EXAMPLES}
+MESSAGES["v1-Telemetry-full"] = FULL_TELEMETRY
 MANIFEST = manifest(default=VARIANT)
-MANIFESTS = {"v1-manifest": MANIFEST, "v1-manifest-self-test": manifest(default=TESTED, plain=VARIANT)}
+MANIFESTS = {
+    "v1-manifest": MANIFEST,
+    "v1-manifest-self-test": manifest(default=TESTED, plain=VARIANT),
+    "v1-manifest-reference": manifest(default=WATCHED, plain=VARIANT),
+}
 JOIN = JoinString("http://127.0.0.1:8480", "ferryj_token")
 
 
@@ -30,7 +35,13 @@ def test_a_released_message_still_says_what_it_said(name: str) -> None:
 
 
 def test_every_message_type_has_a_released_file() -> None:
-    assert {f"v1-{kind.__name__}" for kind in BYTES_MAX} == {path.stem for path in FOLDER.glob("*.bin")}
+    assert (
+        {f"v1-{kind.__name__}" for kind in BYTES_MAX} <= {path.stem for path in FOLDER.glob("*.bin")} == set(MESSAGES)
+    )
+
+
+def test_telemetry_without_what_came_later_is_written_as_it_was() -> None:
+    assert encode(MESSAGES["v1-Telemetry"]) == (FOLDER / "v1-Telemetry.bin").read_bytes()
 
 
 @pytest.mark.parametrize("name", MANIFESTS)

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from common.artifact import ArtifactRef, digest_of
 from common.errors import FerryError, InvalidInput, TooLarge
 from common.ids import DEVICE_ID, DeviceId, ModelName, Version
+from common.monitoring.reference import EDGES_MAX
+from common.monitoring.sketch import FEATURES_MAX, FeatureCounts, Sketch
 from common.wire import (
     Capabilities,
     Chunk,
@@ -17,6 +19,7 @@ from common.wire import (
     DesiredFile,
     DesiredModel,
     DesiredState,
+    DeviceWindow,
     Heartbeat,
     JoinString,
     Kind,
@@ -36,6 +39,7 @@ from common.wire import (
     filters_for_device,
 )
 from common.wire.codec import BYTES_MAX
+from edge_agent.conversation import WINDOWS_BYTES_MAX
 
 DEVICE = DeviceId("dev-1")
 DIGEST = digest_of(b"x")
@@ -121,6 +125,75 @@ EXAMPLES: list[Message] = [
     ChunkRequest(device=DEVICE, digest=DIGEST, offset=0, length=1),
     Chunk(device=DEVICE, digest=DIGEST, offset=0, total=3, data=b"\x00\xff\x80"),
 ]
+
+
+FULL_TELEMETRY = Telemetry(
+    device=DEVICE,
+    epoch=1,
+    seq=3,
+    sent_at=2.5,
+    windows=(
+        TelemetryWindow(
+            model=ModelName("m"),
+            version=Version("1"),
+            started_at=1,
+            ended_at=2,
+            requests=3,
+            errors=1,
+            latency_counts=(0, 3, *(0,) * 15),
+            latency_sum_s=0.1,
+            queue_counts=(2, 1, *(0,) * 15),
+            queue_sum_s=0.002,
+            queue_max_s=0.001,
+            run_counts=(1, 1, *(0,) * 6),
+            run_rows=3,
+            run_sum_s=0.09,
+            refused=4,
+            expired=5,
+            cancelled=6,
+            labelled=2,
+            correct=1,
+            sketch=Sketch(
+                reference=DIGEST,
+                observations=2,
+                features=(FeatureCounts((1, 2, 3, 0), -0.5, 7.25), FeatureCounts((4, 5))),
+            ),
+        ),
+    ),
+    device_windows=(
+        DeviceWindow(
+            started_at=1,
+            ended_at=2,
+            cpu_s=0.25,
+            rss_bytes=100,
+            pss_bytes=60,
+            windows_lost=7,
+            files_bad=2,
+            files_mended=1,
+        ),
+    ),
+)
+
+
+def test_telemetry_with_everything_survives_the_trip() -> None:
+    assert decode(encode(FULL_TELEMETRY), Telemetry) == FULL_TELEMETRY
+
+
+def test_the_largest_window_there_can_be_fits_into_a_message() -> None:
+    cells, most = EDGES_MAX + 3, 2**53 - 1
+    largest = FeatureCounts((most,) * cells, -1.7976931348623157e308, 1.7976931348623157e308)
+    plain = FULL_TELEMETRY.windows[0]
+    window = msgspec.structs.replace(
+        plain,
+        model=ModelName("m" * 64),
+        version=Version("1" * 64),
+        latency_counts=(most,) * 17,
+        queue_counts=(most,) * 17,
+        run_counts=(most,) * 8,
+        sketch=Sketch(reference=DIGEST, observations=most, features=(largest,) * FEATURES_MAX),
+    )
+    assert len(msgspec.json.encode(window)) < WINDOWS_BYTES_MAX
+    assert encode(msgspec.structs.replace(FULL_TELEMETRY, windows=(window,)))
 
 
 @pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
