@@ -178,7 +178,7 @@ class Telemetry(Sequenced, frozen=True, kw_only=True):
 
     windows: Annotated[tuple[TelemetryWindow, ...], Meta(max_length=WINDOWS_PER_MESSAGE_MAX)]
     device_windows: Annotated[tuple[DeviceWindow, ...], Meta(max_length=WINDOWS_PER_MESSAGE_MAX)] | UnsetType = UNSET
-    """UNSET: none."""
+    """Left out when there are none."""
 
 
 class PatchOffer(msgspec.Struct, frozen=True):

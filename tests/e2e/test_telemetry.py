@@ -1,8 +1,8 @@
 """What models do on devices, as the operator sees it: from `publish --reference` and labels to `release stats`."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from common.artifact.tensors import Array
 from common.ids import ReleaseRef
 from controller.cli import cli
+from controller.resources import TelemetryView
 from tests.e2e.world import MODEL, World, until
 
 pytestmark = pytest.mark.e2e
@@ -32,11 +33,16 @@ def ferry(world: World, *words: object) -> Result:
     return CliRunner().invoke(cli, [str(word) for word in words], env=environment)
 
 
-def stats(world: World, version: str, *more: str) -> dict[str, Any]:
-    result = ferry(world, "-o", "json", "release", "stats", f"{MODEL}@{version}", *more)
-    assert result.exit_code == 0, result.output
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
+def measured(
+    world: World, true: Callable[[TelemetryView], object], what: str, device: str | None = None
+) -> TelemetryView:
+    """What the controller says of the release, once that is true."""
+
+    def look() -> TelemetryView | None:
+        view = world.client.telemetry(ONE, 3600.0, device)
+        return view if true(view) else None
+
+    return until(look, what, world)
 
 
 def ask(world: World, device: str, inputs: Array, name: str = "") -> list[int]:
@@ -51,9 +57,14 @@ def ask(world: World, device: str, inputs: Array, name: str = "") -> list[int]:
     return classes
 
 
-def publish(world: World, version: str, model: Path, *more: object) -> None:
-    result = ferry(world, "release", "publish", f"{MODEL}@{version}", model, *more)
+def publish(world: World, model: Path, *more: object) -> None:
+    result = ferry(world, "release", "publish", ONE, model, *more)
     assert result.exit_code == 0, result.output
+    world.finish(world.begin(ONE))
+
+
+def observations(view: TelemetryView) -> int:
+    return sum(drift.observations for drift in view.drift)
 
 
 def test_the_operator_sees_drift_accuracy_waiting_and_what_it_costs(
@@ -63,57 +74,41 @@ def test_the_operator_sees_drift_accuracy_waiting_and_what_it_costs(
     np.savez(usual, bytes=texts(400))
     for device in ("one", "two"):
         world.add_device(device, telemetry_s="0.5", drift_requests_max="256")
-    publish(world, "1", real_models[0], "--reference", usual)
-    assert world.client.release(ONE).manifest.variants["default"].reference
-    world.finish(world.begin(ONE))
-
+    publish(world, real_models[0], "--reference", usual)
     told = ask(world, "one", texts(300), "q-")
-    shown = until(lambda: _if(stats(world, "1"), lambda one: _observed(one) >= 290), "the sketches have come", world)
-    assert (shown["drift_verdict"], shown["devices"]) == ("stable", 1), shown["drift"]
-    kinds = {(one["side"], one["tensor"], one["kind"]) for one in shown["drift"][0]["features"]}
-    assert kinds == {("output", OUTPUT, "top1"), ("output", OUTPUT, "values"), ("input", "bytes", "classes")}
-    assert shown["runs"]["rows"] >= shown["requests"] >= 300
-    assert shown["queue_p99_s"] is not None
-    assert (shown["refused"], shown["expired"], shown["accuracy"]["share"]) == (0, 0, None)
-    used = shown["usage"]
-    assert 0 < used["cpu_s"] < used["seconds"] * 4
-    assert 10_000_000 < used["pss_bytes_max"] <= used["rss_bytes_max"]
-
     labels = [{"id": f"q-{number}", "label": best if number else best + 1} for number, best in enumerate(told[:20])]
     with httpx.Client(base_url=world.urls["one"]) as http:
         done = http.post(f"/v2/models/{MODEL}/labels", json={"labels": labels}).raise_for_status().json()
         assert done == {"labelled": 20, "correct": 19, "repeated": 0}
-    shown = until(lambda: _if(stats(world, "1"), lambda one: one["accuracy"]["labelled"]), "the labels came", world)
-    accuracy = shown["accuracy"]
-    assert (accuracy["correct"], accuracy["labelled"], accuracy["share"]) == (19, 20, 0.95)
-    assert accuracy["low"] < 0.95 < accuracy["high"]
-
     ask(world, "two", CHANCE.integers(0, 60, (120, 2048), np.int32))
-    other = until(
-        lambda: _if(stats(world, "1", "--device", "two"), lambda one: _observed(one) >= 110), "it came", world
-    )
-    assert other["drift_verdict"] == "drifted"
-    assert {one["tensor"]: one["verdict"] for one in other["drift"][0]["features"]}["bytes"] == "drifted"
-    assert stats(world, "1", "--device", "one")["drift_verdict"] == "stable"
-    both = stats(world, "1")
-    assert (both["devices"], _observed(both)) == (2, _observed(shown) + _observed(other))
-    table = ferry(world, "release", "stats", f"{MODEL}@1").stdout
-    for words in ("95.0 %", "19 of 20 labelled", "drifted", "input bytes", "requests against 400 samples"):
+
+    one = measured(world, lambda view: view.accuracy.labelled == 20, "the telemetry of one has come", "one")
+    assert (one.devices, one.requests, one.errors, one.refused, one.expired) == (1, 300, 0, 0, 0)
+    assert (one.drift_verdict, observations(one) >= 290) == ("stable", True), one.drift
+    kinds = {(feature.side, feature.tensor, feature.kind) for feature in one.drift[0].features}
+    assert kinds == {("output", OUTPUT, "top1"), ("output", OUTPUT, "values"), ("input", "bytes", "classes")}
+    assert one.runs.rows == one.requests
+    assert one.queue_p99_s is not None
+    assert 0 < one.usage.cpu_s < one.usage.seconds * 4
+    assert 10_000_000 < one.usage.pss_bytes_max <= one.usage.rss_bytes_max
+    assert (one.accuracy.correct, one.accuracy.share) == (19, 0.95)
+
+    two = measured(world, lambda view: view.requests >= 120, "the telemetry of two has come", "two")
+    assert (two.drift_verdict, two.accuracy.share) == ("drifted", None)
+    assert {feature.tensor: feature.verdict for feature in two.drift[0].features}["bytes"] == "drifted"
+
+    shown = ferry(world, "-o", "json", "release", "stats", ONE)
+    both = json.loads(shown.stdout)
+    assert (both["devices"], both["requests"]) == (2, 420)
+    assert both["drift"][0]["observations"] == observations(one) + observations(two)
+    table = ferry(world, "release", "stats", ONE, "--device", "one").stdout
+    for words in ("95.0 % (76.4 % to 99.1 %), 19 of 20 labelled", "stable", "input bytes", "against 400 samples"):
         assert words in table, table
 
 
 def test_without_a_reference_nothing_is_said_about_drift(world: World, real_models: tuple[Path, Path]) -> None:
     world.add_device("one", telemetry_s="0.5")
-    publish(world, "1", real_models[0])
-    world.finish(world.begin(ONE))
+    publish(world, real_models[0])
     ask(world, "one", texts(40))
-    shown = until(lambda: _if(stats(world, "1"), lambda one: one["requests"] >= 40), "telemetry came", world)
-    assert (shown["drift_verdict"], shown["drift"]) == ("inconclusive", [])
-
-
-def _observed(shown: dict[str, Any]) -> int:
-    return sum(drift["observations"] for drift in shown["drift"])
-
-
-def _if(shown: dict[str, Any], true: Any) -> dict[str, Any] | None:
-    return shown if true(shown) else None
+    view = measured(world, lambda view: view.requests >= 40, "the telemetry has come")
+    assert (view.drift_verdict, view.drift) == ("inconclusive", ())
