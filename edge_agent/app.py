@@ -24,6 +24,7 @@ from edge_agent.fetch import DesiredPoll, make_fetcher, open_session
 from edge_agent.fetch.session import tls_context
 from edge_agent.identity import Identity
 from edge_agent.inference.http import inference_app
+from edge_agent.inference.labels import Labels
 from edge_agent.inference.listening import listen
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.probing import ProbingEngine
@@ -36,6 +37,7 @@ from edge_agent.slots import Slots
 from edge_agent.telemetry.recorder import Recorder
 from edge_agent.telemetry.spool import FILE_NAME as SPOOL_FILE
 from edge_agent.telemetry.spool import Spool
+from edge_agent.telemetry.usage import Findings, UsageMeter
 from edge_agent.vitals import Vitals
 from edge_agent.watchdog import Pulse, Watched
 
@@ -65,6 +67,7 @@ class Agent:
         self._watched: Watched | None = None
         self._connected = False
         self._server: ModelServer | None = None
+        self._labels: Labels | None = None
         self.inference_url = ""
 
     async def start(self) -> None:
@@ -83,6 +86,13 @@ class Agent:
         if self._server is None:
             raise Conflict("the agent has not started")
         return self._server
+
+    @property
+    def labels(self) -> Labels:
+        """What answers can be labelled; only after `start`."""
+        if self._labels is None:
+            raise Conflict("the agent has not started")
+        return self._labels
 
     def status(self) -> dict[str, Any]:
         """What `GET /status` on the inference API tells."""
@@ -105,19 +115,22 @@ class Agent:
         running.callback(journal.close)
         spool = Spool(settings.data / SPOOL_FILE, bytes_max=settings.telemetry_bytes_max)
         running.callback(spool.close)
-        recorder = Recorder(clock.now())
+        recorder, findings = Recorder(clock.now()), Findings()
+        observed = self._observed(recorder, running)
         native = settings.custom_ops == "allow"
         server = self._server = ModelServer(
             ProbingEngine(
                 OrtEngine(custom_ops=native), settings.providers, ProviderMemory(settings.data / PROVIDERS_FILE)
             ),
-            self._observed(recorder, running),
+            observed,
             clock,
             run_s_max=settings.inference_s_max,
+            sample_interval_s=settings.sample_interval_s,
             batch_bytes_max=settings.batch_bytes_max,
             cache_bytes_max=settings.cache_bytes_max,
             changes=settings.models,
         )
+        labels = self._labels = Labels(observed, clock, settings.label_s_max)
         running.push_async_callback(server.close)
         session = await running.enter_async_context(open_session(identity.device_token, settings.ca_file))
         link = self._make_link(journal)
@@ -135,6 +148,7 @@ class Agent:
             ),
             boot=boot_number(),
             custom_ops=native,
+            findings=findings,
         )
         executor = Executor(parts, identity.device)
         self._standing = executor.standing
@@ -142,7 +156,7 @@ class Agent:
         await executor.start()
         running.push_async_callback(executor.stop)
         listener = await listen(
-            inference_app(server, self.status),
+            inference_app(server, self.status, labels=labels),
             *parse_address(settings.inference_listen, "inference_listen"),
             settings.inference_socket,
         )
@@ -158,6 +172,7 @@ class Agent:
             journal=journal,
             recorder=recorder,
             spool=spool,
+            usage=UsageMeter(clock.now(), findings),
             vitals=Vitals(settings.data, clock),
             clock=clock,
             chance=self._chance,

@@ -5,6 +5,7 @@ else, for the system's own agent, the one in /etc/ferry-agent that the Debian pa
 What the device is (its id, its credentials, its controller) is no setting: see `edge_agent.identity`.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -137,6 +138,24 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             ge=64 * 1024, description="Most telemetry kept on the disk while offline, in bytes; the oldest goes first."
         ),
     ] = 8 * MIB
+    drift_requests_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=256,
+            description="Most requests of a telemetry window, to each release that carries a reference, of which "
+            "numbers are counted to find drift; only the counts are sent. 0: none.",
+        ),
+    ] = 64
+    label_s_max: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86_400,
+            description="How long after an answer its true label may be reported, in seconds; what was predicted is "
+            "kept in memory until then. 0: no labels.",
+        ),
+    ] = 3600.0
     mqtt_bytes_max: Annotated[
         int, Meta(ge=0, description="Largest artifact that is fetched over MQTT, in bytes; 0: all over HTTP.")
     ] = MIB
@@ -180,6 +199,11 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def __post_init__(self) -> None:
         parse_address(self.inference_listen, "inference_listen")
+
+    @property
+    def sample_interval_s(self) -> float:
+        """Between two requests to a release that are sampled for drift: they are spread over the window."""
+        return self.telemetry_s / self.drift_requests_max if self.drift_requests_max else math.inf
 
     def fetch_limits(self) -> FetchLimits:
         """The limits that downloads keep to."""

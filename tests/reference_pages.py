@@ -14,6 +14,7 @@ from typing import Any, get_args
 import msgspec
 
 from common.artifact import manifest
+from common.monitoring import sketch
 from common.settings import Setting
 from common.wire import codec, messages, topics
 from controller.config import all_settings
@@ -107,7 +108,9 @@ def wire_page() -> str:
             "",
             "`Digest` is `sha256:` and 64 lower-case hex digits. The histogram's bounds, `LATENCY_BOUNDS_S`, are "
             + ", ".join(f"{bound:g}" for bound in messages.LATENCY_BOUNDS_S)
-            + " seconds.",
+            + " seconds; those of rows in a run, `RUN_ROWS_BOUNDS`, are "
+            + ", ".join(map(str, messages.RUN_ROWS_BOUNDS))
+            + ".",
             "",
             "## Messages",
             "",
@@ -118,7 +121,7 @@ def wire_page() -> str:
 
 def _parts(sent: list[type[messages.Message]]) -> list[type[msgspec.Struct]]:
     """The structs inside the messages, in the order of the source."""
-    everything = [*vars(messages).values(), manifest.ArtifactRef]
+    everything = [*vars(messages).values(), manifest.ArtifactRef, sketch.FeatureCounts]
     structs = [entry for entry in everything if inspect.isclass(entry) and issubclass(entry, msgspec.Struct)]
     known = {messages.Message, messages.Sequenced, *sent}
     return list(dict.fromkeys(entry for entry in structs if entry not in known and entry is not msgspec.Struct))

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from common.artifact.tensor_spec import TensorSpec
 from common.artifact.serving import Padding
+from common.artifact.tensor_spec import TensorSpec
 from common.artifact.tensors import DTYPES, describe, in_words
 from common.errors import InvalidInput
 

@@ -13,7 +13,7 @@ from common.artifact.selftest import describe_rule
 from common.errors import InvalidInput
 from common.ids import ReleaseRef
 from controller.cli.connection import connected
-from controller.cli.output import Output, milliseconds, share, size, table, when
+from controller.cli.output import Output, size, table, when
 from controller.cli.serving_file import parse_serving
 from controller.cli.values import duration, parse_variants
 
@@ -49,6 +49,7 @@ def release() -> None:
 @click.option(
     "--serving", multiple=True, metavar="[VARIANT=]FILE", help="How it is served: answers kept, rules, padding."
 )
+@click.option("--reference", type=_ARRAYS, metavar="PATH", help="Usual inputs, .npz: devices look for drift from them.")
 @connected
 def publish(
     ferry: "FerryClient",
@@ -64,6 +65,7 @@ def publish(
     pipelines: tuple[str, ...],
     custom_ops: tuple[str, ...],
     serving: tuple[str, ...],
+    reference: Path | None,
 ) -> None:
     """Upload FILE (the variant `default`) and publish it as NAME@VERSION, for good.
 
@@ -71,14 +73,16 @@ def publish(
     variant is run on them here, and devices must come to the same answers before they use it. --tolerance takes rtol=X,
     atol=X, exact or top1, and output=NAME and variant=NAME to say where it holds. With --pipeline callers see what goes
     into the first step and what comes out of the last; the plug-ins must be installed here. --serving names a TOML file
-    that says how devices serve the release; it is signed with it.
+    that says how devices serve the release; it is signed with it. With --reference every variant is run on those inputs
+    here too, and devices count how much what they see differs from them.
     """
     ref, files = ReleaseRef.parse(name), parse_variants(file, variants)
     terms = parse_serving(serving, files)
     with tempfile.TemporaryDirectory(prefix="ferry-samples-") as folder, _upload_progress(str(ref)) as progress:
         extras = _extras(files, pipelines, custom_ops)
+        tests = Path(folder) / "self-tests"
         drafts = _self_tests(
-            files, Path(folder), extras, samples=samples, expected=expected, tolerances=tolerances, latencies=latencies
+            files, tests, extras, samples=samples, expected=expected, tolerances=tolerances, latencies=latencies
         )
         view, created = ferry.publish(
             ref.model,
@@ -89,6 +93,7 @@ def publish(
             pipelines={name: one.pipeline.given for name, one in extras.items() if one.pipeline},
             custom_ops={name: one.libraries for name, one in extras.items() if one.libraries},
             serving=terms,
+            references=_references(files, Path(folder) / "references", reference, extras),
         )
     click.echo(f"{ref} {'is published' if created else 'was published before, with the same bytes'}", err=True)
     output.item(view, _COLUMNS, lambda one: one.name)
@@ -123,10 +128,20 @@ def show(ferry: "FerryClient", output: Output, name: str) -> None:
 @release.command("stats")
 @click.argument("name", metavar="NAME@VERSION")
 @click.option("--since", type=duration, default=STATS_SINCE, show_default=True, help="How far back to look.")
+@click.option("--device", metavar="ID", help="Only what this device measured.")
 @connected
-def stats(ferry: "FerryClient", output: Output, name: str, since: float) -> None:
-    """Sum up what devices measured of a release: requests, errors, latency."""
-    output.item(ferry.telemetry(ReleaseRef.parse(name), since), _STATS, lambda one: one.name)
+def stats(ferry: "FerryClient", output: Output, name: str, since: float, device: str | None) -> None:
+    """Sum up what devices measured of a release.
+
+    Requests, errors, latency, waiting, engine runs, resource use; accuracy where applications report labels; drift
+    where the release carries a reference (publish --reference).
+    """
+    from controller.cli.measured import STATS, drift_rows
+
+    view = ferry.telemetry(ReleaseRef.parse(name), since, device)
+    output.item(view, STATS, lambda one: one.name)
+    if output.is_table and view.drift:
+        click.echo("\n" + table(drift_rows(view)))
 
 
 @release.command("diff")
@@ -158,16 +173,6 @@ def collect(ferry: "FerryClient", output: Output, min_age: float) -> None:
     columns = {"REMOVED": lambda one: str(one.count), "BYTES": lambda one: size(one.bytes)}
     output.item(collected, columns, lambda one: str(one.count))
 
-
-_STATS = {
-    "RELEASE": lambda one: one.name,
-    "DEVICES": lambda one: str(one.devices),
-    "REQUESTS": lambda one: str(one.requests),
-    "ERRORS": lambda one: f"{one.errors} ({share(one.errors, one.requests)})",
-    "P50": lambda one: milliseconds(one.p50_s),
-    "P90": lambda one: milliseconds(one.p90_s),
-    "P99": lambda one: milliseconds(one.p99_s),
-}
 
 _COLUMNS = {
     "RELEASE": lambda one: one.name,
@@ -274,7 +279,18 @@ def _self_tests(
         tolerances=tuple(map(parse_tolerance, tolerances)),
         latencies=parse_latencies(latencies, files),
     )
+    folder.mkdir()
     return make_drafts(files, wishes, folder, extras)
+
+
+def _references(
+    files: dict[str, Path], folder: Path, samples: Path | None, extras: "dict[str, Extras]"
+) -> dict[str, Path]:
+    if samples is None:
+        return {}
+    from controller.cli.references import make_references
+
+    return make_references(files, samples, folder, extras)
 
 
 @contextlib.contextmanager

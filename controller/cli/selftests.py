@@ -43,7 +43,7 @@ def make_drafts(
     variants: Mapping[str, Path], wishes: Wishes, folder: Path, extras: Mapping[str, Extras]
 ) -> dict[str, SelfTestDraft]:
     """A self-test for each variant, through its steps, with its samples written to `folder`. Raises `InvalidInput`."""
-    signatures = {name: _outer(signature_of(file, name), extras.get(name)) for name, file in variants.items()}
+    signatures = {name: outer_signature(signature_of(file, name), extras.get(name)) for name, file in variants.items()}
     outputs = {name: tuple(spec.name for spec in one.outputs) for name, one in signatures.items()}
     check_names(wishes.tolerances, outputs)
     builds = {name: _Build(name, file, extras.get(name, NO_EXTRAS)) for name, file in variants.items()}
@@ -58,7 +58,7 @@ class _Build(NamedTuple):
     extras: Extras
 
 
-def _outer(signature: OnnxSignature, extras: Extras | None) -> OnnxSignature:
+def outer_signature(signature: OnnxSignature, extras: Extras | None) -> OnnxSignature:
     """What callers see: the tensors outside of the steps."""
     if extras is None or extras.pipeline is None:
         return signature

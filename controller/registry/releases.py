@@ -35,12 +35,14 @@ from common.clock import Clock
 from common.delta import CODECS
 from common.errors import Conflict, InvalidInput, NotFound, TooLarge
 from common.ids import Digest, ModelName, ReleaseRef, Version, parse_digest, parse_model_name, parse_version
+from common.monitoring.reference import REFERENCE_FILE
 from common.trust import Signer
 from controller.devices import Device, running_version
 from controller.registry import patches
 from controller.registry.additions import CustomOps, Pipelines, with_custom_ops, with_pipeline
 from controller.registry.blobs import LocalBlobs
 from controller.registry.inspection import Build, inspect_build, parts_of
+from controller.registry.references import References, with_reference
 from controller.registry.selftests import SelfTests, with_self_test
 from controller.registry.serving import Serving, Terms, asked_terms, with_terms
 from controller.resources import GivenPipeline
@@ -87,6 +89,7 @@ class Releases:
         pipelines: Pipelines | None = None,
         custom_ops: CustomOps | None = None,
         serving: Serving | None = None,
+        references: References | None = None,
     ) -> tuple[Release, bool]:
         """Make the release `model@version` of blobs that were uploaded before; whether it is new.
 
@@ -94,7 +97,9 @@ class Releases:
         serving that do not fit), `NotFound` (a blob that is not here), `Conflict` (the release exists with other
         bytes), `StorageFull`.
         """
-        added = _Additions(self_tests or {}, pipelines or {}, custom_ops or {}, asked_terms(serving or {}))
+        added = _Additions(
+            self_tests or {}, pipelines or {}, custom_ops or {}, asked_terms(serving or {}), references or {}
+        )
         ref = ReleaseRef(parse_model_name(model), parse_version(version))
         with tracer.start_as_current_span("release.publish", attributes={"ferry.release": str(ref)}):
             _check_names(variants, added)
@@ -155,13 +160,18 @@ class Releases:
                 published_at=self._clock.now(),
                 published_by=actor,
             )
-            return await self._store.write(lambda tx: _record_release(tx, release, parts, wanted))
+            references = await asyncio.to_thread(self._references_of, manifest)
+            return await self._store.write(lambda tx: _record_release(tx, release, parts, references, wanted))
+
+    def _references_of(self, manifest: ReleaseManifest) -> dict[Digest, bytes]:
+        digests = [one.files[one.reference].digest for one in manifest.variants.values() if one.reference]
+        return {digest: self._path(digest, "references").read_bytes() for digest in digests}
 
     def _inspect_all(self, variants: Files) -> dict[str, Build]:
         return {name: inspect_build(name, files, self._path) for name, files in variants.items()}
 
     def _complete(self, builds: Mapping[str, Build], added: "_Additions") -> dict[str, Variant]:
-        """The variants, with their libraries, steps and self-tests, which go through the steps."""
+        """The variants with their libraries and steps, and with self-tests and references, which go through the steps."""
         variants = {name: build.variant for name, build in builds.items()}
         for name, libraries in added.custom_ops.items():
             variants[name] = with_custom_ops(variants[name], libraries, self._path, f"custom_ops.{name}")
@@ -170,6 +180,9 @@ class Releases:
         for name, given in added.self_tests.items():
             field = f"self_tests.{name}"
             variants[name] = with_self_test(variants[name], given, self._path(given.samples, f"{field}.samples"), field)
+        for name, digest in added.references.items():
+            field = f"references.{name}"
+            variants[name] = with_reference(variants[name], digest, self._path(digest, field), field)
         return variants
 
     async def _lists_of_parts(self, builds: Iterable[Build]) -> dict[Digest, bytes]:
@@ -212,6 +225,7 @@ class _Additions(NamedTuple):
     pipelines: Pipelines
     custom_ops: CustomOps
     serving: Terms
+    references: References
 
 
 def _check_names(variants: Files, added: _Additions) -> None:
@@ -221,8 +235,8 @@ def _check_names(variants: Files, added: _Additions) -> None:
         if not VARIANT_NAME.fullmatch(variant):
             fix = "use lower-case letters, digits and inner '.', '_' or '-', for example 'default' or 'int8'"
             raise InvalidInput(f"{variant[:80]!r} is not allowed", field="variants", fix=fix)
-        if not 1 <= len(files) <= FILES_PER_VARIANT_MAX - (variant in added.self_tests):
-            fix = f"one ONNX file, the data files that it names and samples are at most {FILES_PER_VARIANT_MAX}"
+        if not 1 <= len(files) <= FILES_PER_VARIANT_MAX - (variant in added.self_tests) - (variant in added.references):
+            fix = f"ONNX file, data files that it names, samples and reference are at most {FILES_PER_VARIANT_MAX}"
             raise InvalidInput(f"{len(files)} files", field=f"variants.{variant}", fix=fix)
         _check_files(files, f"variants.{variant}")
     for what, given in added._asdict().items():
@@ -232,6 +246,8 @@ def _check_names(variants: Files, added: _Additions) -> None:
                 raise InvalidInput("there is no such variant", field=f"{what}.{variant[:80]}", fix=fix)
     for variant, test in added.self_tests.items():
         parse_digest(test.samples, f"self_tests.{variant}.samples")
+    for variant, digest in added.references.items():
+        parse_digest(digest, f"references.{variant}")
     for variant, libraries in added.custom_ops.items():
         _check_files(libraries, f"custom_ops.{variant}")
 
@@ -259,8 +275,10 @@ def _asked(variants: Files, added: _Additions) -> dict[str, _Ingredients]:
     asked = {}
     for name, files in variants.items():
         test, libraries = added.self_tests.get(name), added.custom_ops.get(name, {})
+        samples = {SAMPLES_FILE: test.samples} if test else {}
+        reference = {REFERENCE_FILE: added.references[name]} if name in added.references else {}
         asked[name] = _Ingredients(
-            {**files, **libraries, **({SAMPLES_FILE: test.samples} if test else {})},
+            {**files, **libraries, **samples, **reference},
             test.rules if test else None,
             test.latency_max_s if test else None,
             added.pipelines.get(name),
@@ -296,12 +314,18 @@ def _same(existing: Release, asked: Mapping[str, _Ingredients]) -> Release:
     """The release, if it was made of these; otherwise `Conflict`."""
     if _made_of(existing.manifest) != asked:
         fix = "releases never change; publish the new files under a new version"
-        raise Conflict(f"{existing.ref} exists with other files, steps, terms or self-test", field="version", fix=fix)
+        raise Conflict(
+            f"{existing.ref} exists with other files, steps, terms, self-test or reference", field="version", fix=fix
+        )
     return existing
 
 
 def _record_release(
-    tx: Transaction, release: Release, parts: list[FileParts], wanted: list[PatchKey]
+    tx: Transaction,
+    release: Release,
+    parts: list[FileParts],
+    references: Mapping[Digest, bytes],
+    wanted: list[PatchKey],
 ) -> tuple[Release, bool]:
     variants = release.manifest.variants
     existing = tx.releases.get(release.ref)
@@ -313,6 +337,8 @@ def _record_release(
         tx.artifacts.put(artifact, now)
     for one in parts:
         tx.parts.put(one)
+    for digest, data in references.items():
+        tx.telemetry.put_reference(digest, data)
     tx.releases.add(release)
     for key in wanted:
         patches.request(tx, key.base, key.target, key.codec, now)

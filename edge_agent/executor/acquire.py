@@ -90,6 +90,7 @@ class Acquisition:
             pipeline=variant.pipeline or UNSET,
             custom_ops=variant.custom_ops or UNSET,
             serving=variant.serving,
+            reference=variant.reference,
         )
         return ev.Built(at=self._now(), candidate=candidate)
 

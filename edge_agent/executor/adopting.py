@@ -50,5 +50,6 @@ def _release(parts: Parts, model: ModelName, slot: Slot) -> Installed | None:
                 pipeline=variant.pipeline or UNSET,
                 custom_ops=variant.custom_ops or UNSET,
                 serving=variant.serving,
+                reference=variant.reference,
             )
     return None

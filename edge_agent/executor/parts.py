@@ -13,6 +13,7 @@ from edge_agent.fetch import Fetching
 from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import Journal
 from edge_agent.slots import Slots
+from edge_agent.telemetry.usage import Findings
 
 
 class UpdateLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +33,8 @@ class UpdateLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 class Parts(NamedTuple):
     """The agent's parts that an update needs. `changed` is called after every change that is worth a report; `boot` is
-    the machine's run (see `Journal.begin_run`), `custom_ops` whether releases may bring native code.
+    the machine's run (see `Journal.begin_run`), `custom_ops` whether releases may bring native code. What is found
+    wrong with installed files is counted in `findings`.
     """
 
     journal: Journal
@@ -43,6 +45,7 @@ class Parts(NamedTuple):
     chance: random.Random
     keys: tuple[PublicKey, ...]
     changed: Callable[[], None]
+    findings: Findings
     limits: UpdateLimits = UpdateLimits()
     boot: int = 0
     custom_ops: bool = False

@@ -47,6 +47,7 @@ async def load(parts: Parts, model: ModelName, release: Installed) -> Candidate 
         samples=_samples(parts, model, release),
         extras=_extras(parts, model, release),
         serving=release.serving,
+        reference=parts.slots.path(model, release.slot, release.reference) if release.reference else None,
     )
     if tested := candidate.tested:
         extra = {"model": model, "version": release.version, "samples": tested.samples, "latency_s": tested.latency_s}

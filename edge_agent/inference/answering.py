@@ -13,6 +13,8 @@ from common.artifact.tensors import Array
 from common.clock import Clock
 from common.errors import FerryError
 from common.ids import ModelName, Version
+from common.monitoring.sketching import Sampled
+from common.wire import NotRun
 from edge_agent.inference.loaded import Loaded
 from edge_agent.inference.recall import Recall
 from edge_agent.inference.requests import Inference, Request
@@ -26,6 +28,18 @@ class Recorder(Protocol):
 
     def record(self, model: ModelName, version: Version, latency_s: float | None, *, error: bool) -> None:
         """One request: how long the caller waited (None: this release did not answer it), and whether it failed."""
+        ...
+
+    def ran(self, model: ModelName, version: Version, rows: int, run_s: float, queue_s: Sequence[float]) -> None:
+        """One run of the engine: its rows, its seconds, and how long each of its requests had waited for it."""
+        ...
+
+    def not_run(self, model: ModelName, version: Version, why: NotRun) -> None:
+        """One request that was never run, and why."""
+        ...
+
+    def sampled(self, model: ModelName, version: Version, sample: Sampled) -> None:
+        """What is to be counted of one request, for drift."""
         ...
 
 
@@ -61,8 +75,11 @@ class Answering:
         loaded.batching.observe(requests[0].kind, rows, seconds, _bytes(tried))
         loaded.ran(rows, seconds)
         now = self._clock.now()
+        waits = [started_at - request.admitted_at for request in requests]
         for request in requests:
-            queue_s, request.compute_s = started_at - request.admitted_at, seconds
+            request.compute_s = seconds
+        self._recorder.ran(loaded.model, loaded.version, rows, seconds, waits)
+        for queue_s in waits:
             loaded.measure(failed=False, queue_s=queue_s, compute_s=seconds, now=now)
         return [
             self._delivered(loaded, Attempt(outputs=outputs), request, judged=True)
@@ -103,6 +120,11 @@ class Answering:
         self._recorder.record(first.model, first.version, None, error=True)
         return self._delivered(second, other, request, judged=True)
 
+    def not_run(self, request: Request, why: NotRun) -> None:
+        """The request leaves without having been run."""
+        first = request.chosen.first
+        self._recorder.not_run(first.model, first.version, why)
+
     def _parts(self, requests: Sequence[Request], tried: Attempt) -> list[dict[str, Array]] | None:
         rows = [request.rows or 1 for request in requests]
         return split(tried.outputs, rows) if tried.good and tried.outputs is not None else None
@@ -116,6 +138,8 @@ class Answering:
             if loaded is request.chosen.first:
                 loaded.batching.observe(request.kind, request.rows or 1, seconds, _bytes(tried))
         queue_s, request.compute_s = started_at - request.admitted_at, seconds
+        waits = (queue_s,) if loaded is request.chosen.first else ()  # the second had to wait for the first to fail
+        self._recorder.ran(loaded.model, loaded.version, request.rows or 1, seconds, waits)
         loaded.measure(failed=not tried.good, queue_s=queue_s, compute_s=seconds, now=self._clock.now())
         return tried
 
@@ -126,8 +150,16 @@ class Answering:
         latency_s = None if tried.failure else self._clock.monotonic() - request.admitted_at
         if not tried.refused:
             self._recorder.record(loaded.model, loaded.version, latency_s, error=not tried.good)
+        self._sample(loaded, tried, request)
         outputs = self._kept(loaded, tried, request)
         return Answer(request, tried.failure or Inference(outputs, loaded.version, loaded.model))
+
+    def _sample(self, loaded: Loaded, tried: Attempt, request: Request) -> None:
+        """Take the request into the sketch of what the release sees, if it is its turn."""
+        if loaded.watch is not None and tried.outputs is not None:
+            sample = loaded.watch.sample(self._clock.monotonic(), request.feeds, tried.outputs)
+            if sample is not None:
+                self._recorder.sampled(loaded.model, loaded.version, sample)
 
     def _kept(self, loaded: Loaded, tried: Attempt, request: Request) -> dict[str, Array]:
         """The outputs, which are kept for equal requests to this release if they are good."""

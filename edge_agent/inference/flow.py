@@ -102,8 +102,7 @@ class RequestFlow:
         try:
             return await future
         except asyncio.CancelledError:
-            if self._dispatcher.cancel(ticket):
-                request.chosen.unpin()
+            self._cancel(ticket)
             raise
 
     def infer_here(
@@ -141,8 +140,8 @@ class RequestFlow:
         ticket = _ticket(request, terms)
 
         def ended(_: object) -> None:
-            if future.cancelled() and self._dispatcher.cancel(ticket):
-                request.chosen.unpin()
+            if future.cancelled():
+                self._cancel(ticket)
 
         future.add_done_callback(ended)
         self._dispatcher.submit([ticket])
@@ -182,8 +181,15 @@ class RequestFlow:
     def refuse(self, ticket: Ticket, *, late: bool) -> None:
         """See `Owner.refuse`."""
         request: Request = ticket.work
+        self._answering.not_run(request, "expired" if late else "refused")
         request.chosen.unpin()
         self._deliver([Answer(request, _too_late() if late else _no_room())])
+
+    def _cancel(self, ticket: Ticket) -> None:
+        """The caller has left; if the request still waited, it will not run."""
+        if self._dispatcher.cancel(ticket):
+            self._answering.not_run(ticket.work, "cancelled")
+            ticket.work.chosen.unpin()
 
     def _run(self, requests: Sequence[Request]) -> None:
         batching = requests[0].chosen.first.batching

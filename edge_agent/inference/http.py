@@ -6,12 +6,16 @@ decides. There is no authentication, so listen on loopback or on a Unix socket u
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
 
 from common.errors import Forbidden, InvalidInput
 from common.ids import ModelName, Version
 from edge_agent.inference import descriptions
 from edge_agent.inference.asgi import Application, Bodies, BodyLimits, Call, Reply, document, packed
+from edge_agent.inference.labels import LABELS_MAX, Label, Labels
 from edge_agent.inference.protocol import InferRequest, decode_request, encode_response
 from edge_agent.inference.requests import Inference
 from edge_agent.inference.serving import ModelServer, Served
@@ -30,16 +34,34 @@ _BINARY: Final = (b"content-type", b"application/octet-stream")
 
 
 def inference_app(
-    server: ModelServer, status: Callable[[], dict[str, Any]] | None = None, limits: BodyLimits | None = None
+    server: ModelServer,
+    status: Callable[[], dict[str, Any]] | None = None,
+    limits: BodyLimits | None = None,
+    labels: Labels | None = None,
 ) -> Application:
-    """The application that serves `server`'s models; `GET /status` answers what `status` returns, if given."""
-    return _Api(server, status, limits or BodyLimits()).application()
+    """The application that serves `server`'s models; `GET /status` answers what `status` returns, if given, and answers
+    can be labelled where there are `labels`.
+    """
+    return _Api(server, status, limits or BodyLimits(), labels).application()
+
+
+class GivenLabels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a request to label answers."""
+
+    labels: Annotated[tuple[Label, ...], Meta(min_length=1, max_length=LABELS_MAX)]
 
 
 class _Api:
     """The handlers."""
 
-    def __init__(self, server: ModelServer, status: Callable[[], dict[str, Any]] | None, limits: BodyLimits) -> None:
+    def __init__(
+        self,
+        server: ModelServer,
+        status: Callable[[], dict[str, Any]] | None,
+        limits: BodyLimits,
+        labels: Labels | None,
+    ) -> None:
+        self._labels = labels
         self._server = server
         self._status = status
         self._bodies = Bodies(limits)
@@ -49,6 +71,8 @@ class _Api:
         add = application.add
         for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             add("POST", f"{model}/infer", self.infer)
+            if self._labels:
+                add("POST", f"{model}/labels", self.label)
             add("GET", model, self.metadata)
             add("GET", f"{model}/ready", self.model_ready)
             add("GET", f"{model}/config", self.config)
@@ -83,6 +107,8 @@ class _Api:
             )
         finally:
             self._bodies.release(len(body))
+        if self._labels:  # before the caller can label it
+            self._labels.remember(model, parsed.id, answer)
         encoded = encode_response(answer.model, answer.version, parsed, answer.outputs)
         headers = (*_form(encoded.header_length), *_origin(answer))
         reply = Reply(encoded.data, 200, headers)
@@ -91,6 +117,21 @@ class _Api:
             headers = (*reply.headers, (b"content-encoding", coding.encode()))
             reply = Reply(packed(encoded.data, coding), 200, headers)
         return reply
+
+    async def label(self, call: Call) -> Reply:
+        """The true labels of earlier answers."""
+        model, version = _named(call)
+        body = await self._bodies.read(call)
+        try:
+            given = msgspec.json.decode(body, type=GivenLabels).labels
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            fix = 'send {"labels": [{"id": "...", "label": 3}]}'
+            raise InvalidInput(f"these are no labels: {error}", field="labels", fix=fix) from error
+        finally:
+            self._bodies.release(len(body))
+        if self._labels is None:
+            raise AssertionError("labels without a memory")
+        return document(self._labels.label(model, version, given))
 
     async def metadata(self, call: Call) -> Reply:
         model, version = _named(call)

@@ -17,6 +17,7 @@ from common.ids import ModelName, Version
 from edge_agent.inference.batching import Batching
 from edge_agent.inference.health import Health
 from edge_agent.inference.opening import Opened
+from edge_agent.inference.watch import Watch
 
 RUN_ROWS_MAX = 64
 """Runs with more rows are counted together."""
@@ -63,7 +64,9 @@ class Loaded:
         outputs: tuple[TensorSpec, ...],
         *,
         serving: ServingTerms = ServingTerms(),  # noqa: B008 (frozen: sharing the default is safe)
+        watch: Watch | None = None,
     ) -> None:
+        self.watch = watch
         self.model = model
         self.version = version
         self.inputs = inputs

@@ -59,6 +59,7 @@ from edge_agent.inference.selftest import SamplesFile, Tested, check_answers, me
 from edge_agent.inference.sides import NO_WISH, Wish
 from edge_agent.inference.timelimit import TimeLimited
 from edge_agent.inference.trial import ModelRejected, check, probe
+from edge_agent.inference.watch import NEVER_S, WatchTerms, open_watch
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,8 @@ class ModelServer:
     `workers` is the number of inferences at one time (default: the cores that this process may use), `queue` how many
     more may wait, `run_s_max` how many seconds the engine may take for one of them. `batch_bytes_max` bounds the
     inputs and answers of one batch, `cache_bytes_max` the answers that all releases keep together; `changes` are
-    what the owner says of how models are served.
+    what the owner says of how models are served. `sample_interval_s` is the time between two requests to a release that
+    are sampled for drift.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class ModelServer:
         batch_bytes_max: int = BATCH_BYTES_MAX,
         cache_bytes_max: int = CACHE_BYTES_MAX,
         changes: Mapping[ModelName, ServingChanges] | None = None,
+        sample_interval_s: float = NEVER_S,
     ) -> None:
         self._engine = engine
         self._clock = clock
@@ -127,6 +130,7 @@ class ModelServer:
         limits = FlowLimits(WaitingLimits(queue, batch_bytes_max=batch_bytes_max), run_s_max)
         self._flow = RequestFlow(self._placements, Answering(recorder, clock, self._recall), clock, cores, limits)
         self._loading = asyncio.Lock()
+        self._sample_interval_s = sample_interval_s
 
     @property
     def finished(self) -> int:
@@ -214,9 +218,11 @@ class ModelServer:
         samples: SamplesFile | None = None,
         extras: Extras = NO_EXTRAS,
         serving: ServingTerms | None = None,
+        reference: Path | None = None,
     ) -> Candidate:
         """Load the model file at `path` with its `extras`, check it against the manifest's `inputs` and `outputs`, warm
-        it up, and let it answer its `samples`. `serving` is how the release wants to be served.
+        it up, and let it answer its `samples`. `serving` is how the release wants to be served; with the file of a
+        `reference` some of its requests will be sampled for drift.
 
         One load at a time, at the lowest priority; only the time that samples take is measured at that of requests.
         Raises `ModelRejected` (`SelfTestFailed` for wrong answers) when the release is at fault; `NotFound` (no file),
@@ -250,7 +256,8 @@ class ModelServer:
                 raise ModelRejected(error.message) from error
             tested = await asyncio.to_thread(timed, opened.session, answered, samples.terms) if samples else None
         terms = self._changes.get(model, ServingChanges()).applied(serving or ServingTerms())
-        loaded = Loaded(model, version, opened, inputs, outputs, serving=terms)
+        watch = await asyncio.to_thread(open_watch, WatchTerms(reference, self._sample_interval_s))
+        loaded = Loaded(model, version, opened, inputs, outputs, serving=terms, watch=watch)
         self._flow.router.learn(loaded)
         return Candidate(model, version, loaded, tested)
 

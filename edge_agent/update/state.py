@@ -54,8 +54,8 @@ class Stage(StrEnum):
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
     """A complete, verified release in a slot: all of `files`, of which `onnx_file` is the one to load, one has the
-    samples of `self_test`, if it carries one, and some are libraries with `custom_ops`. `serving` is how the release
-    wants to be served.
+    samples of `self_test` and one is the `reference` for drift, if it carries them, and some are libraries with
+    `custom_ops`. `serving` is how the release wants to be served.
     """
 
     slot: Slot
@@ -71,6 +71,7 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     custom_ops: tuple[str, ...] | UnsetType = UNSET
     """Not written for releases that have none, so that what the journal says of those stays the same."""
     serving: ServingTerms | None = None
+    reference: str | None = None
     activated_at: float | None = None
 
     @property

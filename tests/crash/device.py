@@ -16,6 +16,7 @@ from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import FILE_NAME, Journal
 from edge_agent.slots import Slots
 from edge_agent.telemetry.recorder import Recorder
+from edge_agent.telemetry.usage import Findings
 from edge_agent.update import ModelState
 from tests.integration.release_desk import DEVICE, MODEL, ReleaseDesk
 from tests.integration.small_models import HeldEngine
@@ -53,6 +54,7 @@ class Device:
                 chance=random.Random(1),
                 keys=desk.keys,
                 changed=lambda: told(self.executor.standing()),
+                findings=Findings(),
                 limits=UpdateLimits(health_s=0.005, probe_requests=25, backoff=Backoff(base_s=0.01, cap_s=0.02)),
                 boot=boot,
             ),

@@ -19,6 +19,7 @@ from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import Journal
 from edge_agent.slots import Slots
 from edge_agent.telemetry.recorder import Recorder
+from edge_agent.telemetry.usage import Findings
 from tests.conftest import eventually
 from tests.integration.release_desk import DEVICE, MODEL, ReleaseDesk
 
@@ -54,6 +55,7 @@ class Device:
                 chance=random.Random(1),
                 keys=desk.keys,
                 changed=lambda: None,
+                findings=Findings(),
                 limits=UpdateLimits(health_s=0.05, backoff=Backoff(base_s=0.05, cap_s=0.1)),
                 custom_ops=custom_ops,
             ),

@@ -11,6 +11,8 @@ from msgspec.structs import replace
 from common.artifact import ArtifactRef, digest_of
 from common.errors import FerryError, InvalidInput, TooLarge
 from common.ids import DEVICE_ID, DeviceId, ModelName, Version
+from common.monitoring.reference import EDGES_MAX
+from common.monitoring.sketch import FEATURES_MAX, FeatureCounts, Sketch
 from common.wire import (
     Capabilities,
     Chunk,
@@ -18,6 +20,7 @@ from common.wire import (
     DesiredFile,
     DesiredModel,
     DesiredState,
+    DeviceWindow,
     Heartbeat,
     JoinString,
     Kind,
@@ -42,6 +45,7 @@ from common.wire import (
     filters_for_device,
 )
 from common.wire.codec import BYTES_MAX
+from edge_agent.conversation import WINDOWS_BYTES_MAX
 
 DEVICE = DeviceId("dev-1")
 DIGEST = digest_of(b"x")
@@ -174,6 +178,75 @@ TRAFFIC: list[Message] = [
     ),
 ]
 """With what an order may say about requests, and what was found."""
+
+
+FULL_TELEMETRY = Telemetry(
+    device=DEVICE,
+    epoch=1,
+    seq=3,
+    sent_at=2.5,
+    windows=(
+        TelemetryWindow(
+            model=ModelName("m"),
+            version=Version("1"),
+            started_at=1,
+            ended_at=2,
+            requests=3,
+            errors=1,
+            latency_counts=(0, 3, *(0,) * 15),
+            latency_sum_s=0.1,
+            queue_counts=(2, 1, *(0,) * 15),
+            queue_sum_s=0.002,
+            queue_max_s=0.001,
+            run_counts=(1, 1, *(0,) * 6),
+            run_rows=3,
+            run_sum_s=0.09,
+            refused=4,
+            expired=5,
+            cancelled=6,
+            labelled=2,
+            correct=1,
+            sketch=Sketch(
+                reference=DIGEST,
+                observations=2,
+                features=(FeatureCounts((1, 2, 3, 0), -0.5, 7.25), FeatureCounts((4, 5))),
+            ),
+        ),
+    ),
+    device_windows=(
+        DeviceWindow(
+            started_at=1,
+            ended_at=2,
+            cpu_s=0.25,
+            rss_bytes=100,
+            pss_bytes=60,
+            windows_lost=7,
+            files_bad=2,
+            files_mended=1,
+        ),
+    ),
+)
+
+
+def test_telemetry_with_everything_survives_the_trip() -> None:
+    assert decode(encode(FULL_TELEMETRY), Telemetry) == FULL_TELEMETRY
+
+
+def test_the_largest_window_there_can_be_fits_into_a_message() -> None:
+    cells, most = EDGES_MAX + 3, 2**53 - 1
+    largest = FeatureCounts((most,) * cells, -1.7976931348623157e308, 1.7976931348623157e308)
+    plain = FULL_TELEMETRY.windows[0]
+    window = msgspec.structs.replace(
+        plain,
+        model=ModelName("m" * 64),
+        version=Version("1" * 64),
+        latency_counts=(most,) * 17,
+        queue_counts=(most,) * 17,
+        run_counts=(most,) * 8,
+        sketch=Sketch(reference=DIGEST, observations=most, features=(largest,) * FEATURES_MAX),
+    )
+    assert len(msgspec.json.encode(window)) < WINDOWS_BYTES_MAX
+    assert encode(msgspec.structs.replace(FULL_TELEMETRY, windows=(window,)))
 
 
 @pytest.mark.parametrize("message", EXAMPLES + TRAFFIC, ids=lambda message: type(message).__name__)

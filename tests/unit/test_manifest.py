@@ -24,6 +24,7 @@ VARIANT = Variant({"model.onnx": FILE, "model.onnx.data": DATA}, "model.onnx", I
 RULES: dict[str, Rule] = {"y": Close(rtol=0.001, atol=0.5), "label": Exact(), "scores": Top1()}
 SELF_TEST = SelfTest(samples="selftest.safetensors", count=3, rules=RULES, latency_max_s=0.2)
 TESTED = Variant({**VARIANT.files, "selftest.safetensors": DATA}, "model.onnx", INPUTS, OUTPUTS, SELF_TEST)
+WATCHED = Variant({**TESTED.files, "reference.json": FILE}, "model.onnx", INPUTS, OUTPUTS, SELF_TEST, reference="reference.json")
 
 SERVING = ServingTerms(
     cache_bytes=1_000_000,
@@ -59,6 +60,11 @@ def test_the_order_of_variants_does_not_change_the_bytes() -> None:
         b" " * 300_000,
         b'{"new":' + b"[" * 100_000,
         b'{"model":"\xff"}',
+        encode_manifest(manifest(a=WATCHED)).replace(b'"reference":"reference.json"', b'"reference":"other.json"'),
+        encode_manifest(manifest(a=WATCHED)).replace(b'"reference":"reference.json"', b'"reference":"model.onnx"'),
+        encode_manifest(manifest(a=WATCHED)).replace(
+            b'"reference":"reference.json"', b'"reference":"selftest.safetensors"'
+        ),
         encode_manifest(manifest(a=VARIANT)).replace(b'"model":"model.onnx"', b'"model":"other.onnx"'),
         *(
             encode_manifest(manifest(a=VARIANT)).replace(b"model.onnx.data", name)
@@ -111,3 +117,8 @@ def test_a_self_test_that_cannot_be_is_refused(right: bytes, wrong: bytes) -> No
     assert right in data
     with pytest.raises(IntegrityFailure):
         decode_manifest(data.replace(right, wrong))
+
+
+def test_samples_and_a_reference_are_no_data_of_the_model() -> None:
+    assert VARIANT.data_files == TESTED.data_files == WATCHED.data_files == ("model.onnx.data",)
+    assert WATCHED.extra_files == ("selftest.safetensors", "reference.json")
