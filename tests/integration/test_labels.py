@@ -17,9 +17,9 @@ from common.ids import ModelName, Version
 from edge_agent import Device
 from edge_agent.identity import save_identity
 from edge_agent.inference.http import inference_app
-from edge_agent.inference.requests import Inference
 from edge_agent.inference.labels import ANSWERS_MAX, ROWS_MAX, Label, Labels
 from edge_agent.inference.listening import listen
+from edge_agent.inference.requests import Inference
 from edge_agent.telemetry.recorder import Recorder
 from tests.conftest import eventually
 from tests.integration.release_desk import MODEL as DESK_MODEL

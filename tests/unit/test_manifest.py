@@ -24,7 +24,9 @@ VARIANT = Variant({"model.onnx": FILE, "model.onnx.data": DATA}, "model.onnx", I
 RULES: dict[str, Rule] = {"y": Close(rtol=0.001, atol=0.5), "label": Exact(), "scores": Top1()}
 SELF_TEST = SelfTest(samples="selftest.safetensors", count=3, rules=RULES, latency_max_s=0.2)
 TESTED = Variant({**VARIANT.files, "selftest.safetensors": DATA}, "model.onnx", INPUTS, OUTPUTS, SELF_TEST)
-WATCHED = Variant({**TESTED.files, "reference.json": FILE}, "model.onnx", INPUTS, OUTPUTS, SELF_TEST, reference="reference.json")
+WATCHED = Variant(
+    {**TESTED.files, "reference.json": FILE}, "model.onnx", INPUTS, OUTPUTS, SELF_TEST, reference="reference.json"
+)
 
 SERVING = ServingTerms(
     cache_bytes=1_000_000,
