@@ -285,6 +285,10 @@ class ModelServer:
             if loaded
         )
 
+    def require(self, model: ModelName, version: Version | None = None) -> None:
+        """Raise `NotFound` if nobody would answer such a request."""
+        self._placements.choose(model, version)
+
     def served(self, model: ModelName, version: Version | None = None) -> Served:
         """The release that would answer such a request, or `NotFound`."""
         return _served(self._placements.choose(model, version)[0], self._placements.of(model))
