@@ -60,6 +60,7 @@ class Dispatcher:
         self._pulses: list[Future[None]] = []
         self._ended = threading.Event()
         self._lock = threading.Lock()
+        # Idle threads wait here: one that a condition woke would wait once more, for the lock of who woke it.
         self._calls: SimpleQueue[None] = SimpleQueue()
         self._idle = 0
         self._waiting = Waiting(limits)
