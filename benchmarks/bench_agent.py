@@ -89,6 +89,14 @@ def _turns(model: BenchModel, kinds: Sequence[Kind]) -> Iterator[Turn]:
 
 
 def _started(kind: Kind, model: BenchModel, logs: Path) -> Server:
+    """A server that answers."""
+    try:
+        return _ready(kind, model, logs)
+    except TimeoutError:
+        return _ready(kind, model, logs)  # somebody else may have taken its port before it did
+
+
+def _ready(kind: Kind, model: BenchModel, logs: Path) -> Server:
     server = Server(kind, model, logs / kind.name)
     try:
         server.wait_ready()
