@@ -32,18 +32,20 @@ SWAPS: Final = 12 if quick() else 60
 IDLE_S: Final = 10.0 if quick() else 60.0
 
 INTRO: Final = """
-Every server is a process tree of its own and serves the same file with ONNX Runtime, one thread inside an operator and
-no spinning. `wrk` (one thread) posts the same inputs on as many connections as there are clients; CPU is user and
-system time of the server's tree, without the load's. `raw` is ONNX Runtime in a loop, without any server. Servers take turns
-in rounds, the others stopped (SIGSTOP) meanwhile; ratios are of one round, and the median round counts. On a machine
-with few cores `wrk` takes its share of them from the server, so throughput is a little less than it could be.
+Every server is a process tree of its own and serves the same file with ONNX Runtime, one thread inside an operator
+and no spinning. `wrk` (one thread) posts the same inputs on as many connections as there are clients; CPU is user and
+system time of the server's tree, without the load's. `raw` is ONNX Runtime in a loop, without any server. Servers
+take turns in rounds, the others stopped (SIGSTOP) meanwhile; ratios are of one round, and the median round counts. On
+a machine with few cores `wrk` takes its share of them from the server, so throughput is a little less than it could
+be.
 
-`ours` gets Open Inference Protocol V2 with binary tensors, on the agent's HTTP API. The others, in what we found to be
-their fastest sensible configuration: `fastapi`, one uvicorn process with uvloop and httptools, inference on the thread
-pool, the bare bytes of the tensors as body; `litserve`, a worker for each core, the fast queue, base64 in JSON, as it
-takes no other body; `bentoml`, one worker with a thread for each core, bare bytes; `mlserver`, no worker processes, a
-thread for each core, V2 with numbers in JSON, as its REST API takes no binary tensors. A server that knows its model's
-shapes and takes bare bytes does less than ours, which checks names, types and shapes of every request.
+`ours` gets Open Inference Protocol V2 with binary tensors, on the agent's HTTP API. The others, in what we found to
+be their fastest sensible configuration: `fastapi`, one uvicorn process with uvloop and httptools, inference on the
+thread pool, the bare bytes of the tensors as body; `litserve`, a worker for each core, the fast queue, base64 in
+JSON, as it takes no other body; `bentoml`, one worker with a thread for each core, bare bytes; `mlserver`, no worker
+processes, a thread for each core, V2 with numbers in JSON, as its REST API takes no binary tensors. A server that
+knows its model's shapes and takes bare bytes does less than ours, which checks names, types and shapes of every
+request.
 
 Batches: rows each second of one thread. The fixed sizes run in ONNX Runtime alone, already put together; the learned
 ones are those of 64 callers with one row each, through the library.
@@ -87,6 +89,14 @@ def _turns(model: BenchModel, kinds: Sequence[Kind]) -> Iterator[Turn]:
 
 
 def _started(kind: Kind, model: BenchModel, logs: Path) -> Server:
+    """A server that answers."""
+    try:
+        return _ready(kind, model, logs)
+    except TimeoutError:
+        return _ready(kind, model, logs)  # somebody else may have taken its port before it did
+
+
+def _ready(kind: Kind, model: BenchModel, logs: Path) -> Server:
     server = Server(kind, model, logs / kind.name)
     try:
         server.wait_ready()

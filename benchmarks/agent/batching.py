@@ -6,8 +6,8 @@ learn.
 """
 
 import time
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
+from queue import SimpleQueue
 from statistics import median
 from typing import Final, NamedTuple
 
@@ -59,33 +59,22 @@ async def compare(model: BenchModel, rounds: int, seconds: float, learning_s: fl
 
 def callers(server: ModelServer, model: BenchModel, seconds: float) -> float:
     """Rows each second, asked for by callers of whom each asks again when it has its answer."""
-    began = time.perf_counter()
-    waiting: set[Future[Inference]] = set()
-    answered = 0
+    answers: SimpleQueue[Future[Inference]] = SimpleQueue()
 
     def ask() -> None:
-        waiting.add(server.submit(MODEL, None, model.feeds))
+        server.submit(MODEL, None, model.feeds).add_done_callback(answers.put)
 
+    began, answered = time.perf_counter(), 0
     for _ in range(CALLERS):
         ask()
     while time.perf_counter() - began < seconds:
-        done = _settled(waiting)
-        answered += len(done)
-        for _ in done:
-            ask()
+        answers.get().result()
+        answered += 1
+        ask()
     took = time.perf_counter() - began
-    for future in waiting:
-        future.result()
+    for _ in range(CALLERS):
+        answers.get().result()
     return answered / took
-
-
-def _settled(waiting: set[Future[Inference]]) -> Sequence[Future[Inference]]:
-    """Those that are answered; there is at least one. They leave `waiting`."""
-    done = list(wait(waiting, return_when=FIRST_COMPLETED).done)
-    waiting.difference_update(done)
-    for future in done:
-        future.result()
-    return done
 
 
 def _fixed(session: OrtSession, feeds: dict[str, Array], size: int, seconds: float) -> float:

@@ -120,6 +120,7 @@ def _command(kind: Kind, model: BenchModel, port: int) -> tuple[list[str], Mappi
     settings = {
         "PEER_MODEL": str(model.path),
         "PEER_PORT": str(port),
+        "PEER_OTHER_PORT": str(_free_port()),
         "PEER_TENSORS": msgspec.json.encode(tensors).decode(),
         "BENTOML_DO_NOT_TRACK": "True",
     }

@@ -91,7 +91,7 @@ class _Api:
     async def infer(self, call: Call) -> Reply:
         """One inference."""
         model, version = _named(call)
-        self._server.served(model, version)  # an unknown model is refused before its body is read
+        self._server.require(model, version)  # an unknown model is refused before its body is read
         body = await self._bodies.read(call)
         try:
             parsed = decode_request(body, _header_length(call))

@@ -385,6 +385,10 @@ class ModelServer:
         """Every candidate that live requests are put to; it answers none, and its statistics are of those."""
         return tuple(_mirrored(mirror) for _, mirror in sorted(self._flow.mirrors.items()))
 
+    def require(self, model: ModelName, version: Version | None = None) -> None:
+        """Raise `NotFound` if nobody would answer such a request."""
+        self._placements.choose(model, version)
+
     def served(self, model: ModelName, version: Version | None = None) -> Served:
         """The release that would answer such a request, or `NotFound`."""
         return _served(self._placements.choose(model, version)[0], self._placements.of(model))

@@ -1,9 +1,14 @@
 """What a starting agent loads before it answers: nothing that only its conversation with the controller needs."""
 
 import asyncio
+import contextlib
+import gc
 import subprocess
 import sys
 
+import pytest
+
+from edge_agent.__main__ import _nothing_collected
 from edge_agent.fetch import open_session
 
 LATE = {"aiohttp", "opentelemetry.sdk"}
@@ -21,3 +26,16 @@ async def test_all_requests_share_one_session_also_when_they_begin_together() ->
         assert first is second
         assert first.headers["Authorization"] == "Bearer token"
     assert first.closed
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_garbage_is_collected_again_once_the_agent_is_loaded(*, ends_well: bool) -> None:
+    try:
+        with contextlib.suppress(RuntimeError), _nothing_collected():
+            assert not gc.isenabled()
+            if not ends_well:
+                raise RuntimeError
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

@@ -1,6 +1,7 @@
 """MLServer with a runtime of its own and no worker processes; V2 in JSON, because its REST takes no binary tensors."""
 
 import asyncio
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import shared
@@ -28,8 +29,8 @@ async def main() -> None:
     settings = Settings(
         host="127.0.0.1",
         http_port=shared.PORT,
-        grpc_port=shared.PORT + 1,
-        metrics_port=shared.PORT + 2,
+        grpc_port=int(os.environ["PEER_OTHER_PORT"]),
+        metrics_endpoint=None,
         parallel_workers=0,
         debug=False,
         use_structured_logging=False,
