@@ -14,7 +14,7 @@ from msgspec import Meta
 from common.errors import Forbidden, InvalidInput
 from common.ids import ModelName, Version
 from edge_agent.inference import descriptions
-from edge_agent.inference.asgi import Application, Bodies, BodyLimits, Call, Reply, document, packed
+from edge_agent.inference.asgi import Application, Bodies, BodyLimits, Call, Overfull, Reply, document, packed
 from edge_agent.inference.labels import LABELS_MAX, Label, Labels
 from edge_agent.inference.protocol import decode_request, encode_response
 from edge_agent.inference.serving import ModelServer, Served
@@ -84,8 +84,12 @@ class _Api:
     async def infer(self, call: Call) -> Reply:
         """One inference."""
         model, version = _named(call)
-        self._server.served(model, version)  # an unknown model is refused before its body is read
-        body = await self._bodies.read(call)
+        served = self._server.served(model, version)  # an unknown model is refused before its body is read
+        try:
+            body = await self._bodies.read(call)
+        except Overfull:
+            self._server.turned_away(served.model, served.version)
+            raise
         try:
             parsed = decode_request(body, _header_length(call))
             answer = await self._server.infer(

@@ -100,6 +100,7 @@ class ModelServer:
     ) -> None:
         self._engine = engine
         self._clock = clock
+        self._recorder = recorder
         self._placements = Placements()
         cores = workers or len(os.sched_getaffinity(0))
         limits = FlowLimits(WaitingLimits(queue), run_s_max)
@@ -172,6 +173,10 @@ class ModelServer:
     ) -> "Future[Inference]":
         """`infer` for callers on other loops: never waits; a request whose future is cancelled in time is not run."""
         return self._flow.submit(model, version, feeds, outputs, Terms(priority, timeout_s))
+
+    def turned_away(self, model: ModelName, version: Version) -> None:
+        """Count a request to that release for which there was no room before it got here."""
+        self._recorder.not_run(model, version, "refused")
 
     async def prepare(
         self,
