@@ -314,9 +314,8 @@ def _same(existing: Release, asked: Mapping[str, _Ingredients]) -> Release:
     """The release, if it was made of these; otherwise `Conflict`."""
     if _made_of(existing.manifest) != asked:
         fix = "releases never change; publish the new files under a new version"
-        raise Conflict(
-            f"{existing.ref} exists with other files, steps, terms, self-test or reference", field="version", fix=fix
-        )
+        message = f"{existing.ref} exists with other files, steps, terms, self-test or reference"
+        raise Conflict(message, field="version", fix=fix)
     return existing
 
 

@@ -14,7 +14,7 @@ from msgspec import Meta
 from common.errors import Forbidden, InvalidInput
 from common.ids import ModelName, Version
 from edge_agent.inference import descriptions
-from edge_agent.inference.asgi import Application, Bodies, BodyLimits, Call, Reply, document, packed
+from edge_agent.inference.asgi import Application, Bodies, BodyLimits, Call, Overfull, Reply, document, packed
 from edge_agent.inference.labels import LABELS_MAX, Label, Labels
 from edge_agent.inference.protocol import InferRequest, decode_request, encode_response
 from edge_agent.inference.requests import Inference
@@ -92,7 +92,11 @@ class _Api:
         """One inference."""
         model, version = _named(call)
         self._server.require(model, version)  # an unknown model is refused before its body is read
-        body = await self._bodies.read(call)
+        try:
+            body = await self._bodies.read(call)
+        except Overfull:
+            self._server.turned_away(model, version)
+            raise
         try:
             parsed = decode_request(body, _header_length(call))
             answer = await self._server.infer(

@@ -123,6 +123,7 @@ class ModelServer:
         self._engine = engine
         self._clock = clock
         self._run_s_max = run_s_max
+        self._recorder = recorder
         self._placements = Placements()
         self._changes = changes or {}
         self._recall = Recall(clock, cache_bytes_max)
@@ -206,6 +207,10 @@ class ModelServer:
     ) -> "Future[Inference]":
         """`infer` for callers on other loops: never waits; a request whose future is cancelled in time is not run."""
         return self._flow.submit(model, version, feeds, outputs, Terms(priority, timeout_s, parameters or {}, wish))
+
+    def turned_away(self, model: ModelName, version: Version | None) -> None:
+        """Count a request for which there was no room before it got here; `NotFound`."""
+        self._recorder.not_run(model, self._placements.choose(model, version)[0].version, "refused")
 
     async def prepare(
         self,

@@ -131,7 +131,13 @@ SKETCHES = st.builds(
 
 @given(SKETCHES, SKETCHES, SKETCHES)
 def test_sketches_add_up_in_any_order_and_grouping(one: Sketch, two: Sketch, three: Sketch) -> None:
-    assert merged(merged(one, two), three) == merged(one, merged(two, three)) == merged(merged(three, one), two)
+    total = merged(merged(one, two), three)
+    assert total == merged(one, merged(two, three)) == merged(merged(three, one), two)
+    parts = [sketch.features[0] for sketch in (one, two, three)]
+    assert total.observations == sum(sketch.observations for sketch in (one, two, three))
+    assert total.features[0].counts == tuple(map(sum, zip(*(part.counts for part in parts), strict=True)))
+    assert total.features[0].low == min((part.low for part in parts if part.low is not None), default=None)
+    assert total.features[0].high == max((part.high for part in parts if part.high is not None), default=None)
 
 
 def test_sketches_of_different_references_do_not_add_up() -> None:
