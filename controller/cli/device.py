@@ -37,6 +37,9 @@ def show(ferry: "FerryClient", output: Output, name: str) -> None:
     if output.is_table:
         click.echo()
         click.echo(table(_model_rows(view)))
+        for entry in view.reported.models if view.reported else ():
+            if entry.detail:
+                click.echo(f"{entry.model} waits: {entry.detail}")
 
 
 @device.command("label")

@@ -15,12 +15,16 @@ from common.wire import DesiredState, JoinString, Message, decode, encode
 from common.wire.codec import BYTES_MAX
 from common.wire.messages import DESIRED_PAYLOAD_TYPE
 from tests.property.test_wire import EXAMPLES
-from tests.unit.test_manifest import TESTED, VARIANT, manifest
+from tests.unit.test_manifest import PIPED, TESTED, VARIANT, manifest
 
 FOLDER = Path(__file__).parent / "wire"
 MESSAGES: dict[str, Message] = {f"v1-{type(one).__name__}": one for one in EXAMPLES}
 MANIFEST = manifest(default=VARIANT)
-MANIFESTS = {"v1-manifest": MANIFEST, "v1-manifest-self-test": manifest(default=TESTED, plain=VARIANT)}
+MANIFESTS = {
+    "v1-manifest": MANIFEST,
+    "v1-manifest-self-test": manifest(default=TESTED, plain=VARIANT),
+    "v1-manifest-pipeline": manifest(default=PIPED),
+}
 JOIN = JoinString("http://127.0.0.1:8480", "ferryj_token")
 
 
