@@ -40,6 +40,9 @@ def show(ferry: "FerryClient", output: Output, name: str) -> None:
         if found := _finding_rows(view):
             click.echo()
             click.echo(table(found))
+        for entry in view.reported.models if view.reported else ():
+            if entry.detail:
+                click.echo(f"{entry.model} waits: {entry.detail}")
 
 
 @device.command("label")

@@ -15,7 +15,7 @@ from common.wire import DesiredState, JoinString, Message, decode, encode
 from common.wire.codec import BYTES_MAX
 from common.wire.messages import DESIRED_PAYLOAD_TYPE
 from tests.property.test_wire import EXAMPLES, FULL_TELEMETRY, TRAFFIC
-from tests.unit.test_manifest import SERVED, TESTED, VARIANT, WATCHED, manifest
+from tests.unit.test_manifest import PIPED, SERVED, TESTED, VARIANT, WATCHED, manifest
 
 FOLDER = Path(__file__).parent / "wire"
 MESSAGES: dict[str, Message] = {f"v1-{type(one).__name__}": one for one in EXAMPLES}
@@ -27,6 +27,7 @@ MANIFESTS = {
     "v1-manifest-self-test": manifest(default=TESTED, plain=VARIANT),
     "v1-manifest-serving": manifest(default=SERVED, plain=VARIANT),
     "v1-manifest-reference": manifest(default=WATCHED, plain=VARIANT),
+    "v1-manifest-pipeline": manifest(default=PIPED),
 }
 JOIN = JoinString("http://127.0.0.1:8480", "ferryj_token")
 

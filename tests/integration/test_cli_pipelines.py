@@ -1,5 +1,6 @@
 """Publishing with steps around the model and with libraries: real plug-ins, a real reference run, a real API."""
 
+import asyncio
 import shutil
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from click.testing import CliRunner, Result
 from common.artifact.manifest import ReleaseManifest, Variant
 from common.artifact.samples import decode_samples
 from common.artifact.selftest import SAMPLES_FILE
+from common.ids import DeviceId, ModelName
 from common.pipelines import installed
 from common.pipelines.installed import digest_of_plugin, find_plugin
+from common.wire import ReportedModel, ReportedState
 from controller.cli import cli
 from tests.integration.api_peer import ApiPeer, serving_in_thread
 from tests.integration.small_models import Y, adder, upper_case
-from tests.plugin_wheels import install, make_wheel
+from tests.plugin_wheels import make_wheel, unpack
 
 Ferry = Callable[..., Result]
 PIPELINE = """
@@ -43,9 +46,14 @@ labels = ["a", "b", "c", "d"]
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiPeer]:
-    with serving_in_thread(tmp_path_factory.mktemp("api")) as (api, _):
-        yield api
+def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ApiPeer, asyncio.AbstractEventLoop]]:
+    with serving_in_thread(tmp_path_factory.mktemp("api")) as peer:
+        yield peer
+
+
+@pytest.fixture
+def api(peer: tuple[ApiPeer, asyncio.AbstractEventLoop]) -> ApiPeer:
+    return peer[0]
 
 
 @pytest.fixture
@@ -57,7 +65,7 @@ def ferry(api: ApiPeer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ferr
     monkeypatch.setattr(installed, "_imported", {})
     for name in [name for name in sys.modules if name.startswith("acme_")]:
         monkeypatch.delitem(sys.modules, name)
-    install(make_wheel(tmp_path), tmp_path / "site")
+    unpack(make_wheel(tmp_path), tmp_path / "site")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     return lambda *words: CliRunner().invoke(cli, ["release", *(str(word) for word in words)])
 
@@ -133,3 +141,22 @@ def test_libraries_are_files_of_the_release_and_named_in_its_manifest(ferry: Fer
     refused = ferry("publish", "upper@2", model, "--custom-ops", tmp_path / "text.so")
     assert refused.exit_code == 2
     assert "custom_ops.default.text.so: it is no ELF file" in refused.stderr.replace("\n", " ")
+
+
+@pytest.mark.usefixtures("ferry")
+def test_an_operator_sees_what_a_device_waits_for(peer: tuple[ApiPeer, asyncio.AbstractEventLoop]) -> None:
+    api, loop = peer
+    detail = "plugin_missing: acme.add: there is no plug-in"
+    model = ReportedModel(
+        model=ModelName("kinds"), running=None, artifact=None, phase="fetching", generation=1, detail=detail
+    )
+    state = ReportedState(device=DeviceId("cam-1"), epoch=1, seq=1, sent_at=0.0, generation=1, models=(model,))
+
+    async def report() -> int:
+        token = (await api.join("cam-1")).device_token
+        path = "/v1/devices/cam-1/reported"
+        return (await api.ask("PUT", path, data=msgspec.json.encode(state), token=token)).status
+
+    assert asyncio.run_coroutine_threadsafe(report(), loop).result(60) == 204
+    shown = CliRunner().invoke(cli, ["device", "show", "cam-1"])
+    assert f"kinds waits: {detail}" in shown.stdout

@@ -11,6 +11,7 @@ from common.artifact import (
     digest_of,
     encode_manifest,
 )
+from common.artifact.pipeline import Pipeline, PipelineStep
 from common.artifact.selftest import Close, Exact, Rule, SelfTest, Top1
 from common.artifact.serving import Padding, Route, ServingTerms
 from common.errors import IntegrityFailure
@@ -34,6 +35,24 @@ SERVING = ServingTerms(
     padding={"x": Padding(axis=1, value=0.5, mask="m"), "z": Padding(axis=2)},
 )
 SERVED = Variant(VARIANT.files, "model.onnx", INPUTS, OUTPUTS, serving=SERVING)
+
+CROP = PipelineStep(plugin="acme.crop", version="1.2.0", code=(FILE.digest,), parameters={"b": 1, "a": [0.5, "x"]})
+STEPS = Pipeline(
+    model_inputs=INPUTS,
+    model_outputs=OUTPUTS,
+    before=(
+        PipelineStep(plugin="acme.crop", version="1.2.0", code=(FILE.digest,), parameters={"b": 1, "a": [0.5, "x"]}),
+    ),
+    after=(PipelineStep(plugin="edgeferry.top_k", version="1"),),
+)
+PIPED = Variant(
+    {**VARIANT.files, "ops.so": DATA},
+    "model.onnx",
+    INPUTS,
+    (TensorSpec("top", "INT64", (-1, 1)),),
+    pipeline=STEPS,
+    custom_ops=("ops.so",),
+)
 
 
 def manifest(**variants: Variant) -> ReleaseManifest:
@@ -124,3 +143,34 @@ def test_a_self_test_that_cannot_be_is_refused(right: bytes, wrong: bytes) -> No
 def test_samples_and_a_reference_are_no_data_of_the_model() -> None:
     assert VARIANT.data_files == TESTED.data_files == WATCHED.data_files == ("model.onnx.data",)
     assert WATCHED.extra_files == ("selftest.safetensors", "reference.json")
+
+
+def test_steps_and_libraries_are_signed_with_the_rest() -> None:
+    data = encode_manifest(manifest(default=PIPED))
+    piped = decode_manifest(data).variants["default"]
+    assert piped == PIPED
+    assert piped.data_files == VARIANT.data_files
+    assert b'"parameters":{"a":[0.5,"x"],"b":1}' in data
+    assert b"pipeline" not in encode_manifest(manifest(default=VARIANT))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        (b'"custom_ops":["ops.so"]', b'"custom_ops":["none.so"]'),
+        (b'"custom_ops":["ops.so"]', b'"custom_ops":["model.onnx"]'),
+        (b'"custom_ops":["ops.so"]', b'"custom_ops":["ops.so","ops.so"]'),
+        (b'"plugin":"acme.crop"', b'"plugin":"../crop"'),
+        (b'"version":"1.2.0"', b'"version":">=1.2"'),
+        (b'"code":["sha256:', b'"code":["sha512:'),
+        (b'"plugin":"acme.crop"', b'"plugin":"edgeferry.crop"'),
+        (b'"plugin":"edgeferry.top_k"', b'"plugin":"acme.top_k"'),
+        (b'"after":[', b'"after":[' + b'{"plugin":"edgeferry.top_k","version":"1"},' * 8),
+        (b'"a":[0.5,"x"]', b'"a":"' + b"x" * 70_000 + b'"'),
+    ],
+)
+def test_steps_and_libraries_that_cannot_be_are_refused(right: bytes, wrong: bytes) -> None:
+    data = encode_manifest(manifest(default=PIPED))
+    assert right in data
+    with pytest.raises(IntegrityFailure):
+        decode_manifest(data.replace(right, wrong))
