@@ -171,7 +171,7 @@ class Releases:
         return {name: inspect_build(name, files, self._path) for name, files in variants.items()}
 
     def _complete(self, builds: Mapping[str, Build], added: "_Additions") -> dict[str, Variant]:
-        """The variants with their libraries and steps, and with self-tests and references, which go through the steps."""
+        """The variants with libraries and steps, and with self-tests and references, which go through the steps."""
         variants = {name: build.variant for name, build in builds.items()}
         for name, libraries in added.custom_ops.items():
             variants[name] = with_custom_ops(variants[name], libraries, self._path, f"custom_ops.{name}")
