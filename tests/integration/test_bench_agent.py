@@ -16,6 +16,7 @@ from benchmarks.agent.models import BenchModel
 from benchmarks.agent.servers import KINDS, OURS, Server
 from benchmarks.agent.swaps import Swapping, Traffic
 from common.artifact import TensorSpec
+from common.artifact.tensors import Array
 from edge_agent.inference.http import HEADER_LENGTH
 from edge_agent.inference.protocol import decode_request
 from tests.integration.small_models import adder
@@ -24,7 +25,7 @@ SMALL, LARGE = "silero-vad", "magika"
 
 
 def bench_model(path: Path, *, rows: bool = True) -> BenchModel:
-    feeds = {"x": np.arange(4, dtype=np.float32).reshape(1, 4), "n": np.array([7], np.int64)}
+    feeds: dict[str, Array] = {"x": np.arange(4, dtype=np.float32).reshape(1, 4), "n": np.array([7], np.int64)}
     return BenchModel("small", "a model", path, feeds, rows=rows)
 
 
