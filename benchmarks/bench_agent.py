@@ -107,6 +107,7 @@ def _ready(kind: Kind, model: BenchModel, logs: Path) -> Server:
 
 
 def _turn(number: int, model: BenchModel, server: Server, clients: int) -> Turn:
+    server.settle()
     before = server.cpu_s()
     result = load.offer(server.url, server.body, clients, TURN_S)
     return Turn(number, model.name, server.kind.name, clients, result, server.cpu_s() - before)
