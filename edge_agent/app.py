@@ -104,10 +104,10 @@ class Agent:
         running.callback(spool.close)
         recorder = Recorder(clock.now())
         native = settings.custom_ops == "allow"
+        memory = ProviderMemory(settings.data / PROVIDERS_FILE)
+        running.callback(memory.close)
         server = self._server = ModelServer(
-            ProbingEngine(
-                OrtEngine(custom_ops=native), settings.providers, ProviderMemory(settings.data / PROVIDERS_FILE)
-            ),
+            ProbingEngine(OrtEngine(custom_ops=native), settings.providers, memory),
             self._observed(recorder, running),
             clock,
             run_s_max=settings.inference_s_max,
