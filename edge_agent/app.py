@@ -118,10 +118,10 @@ class Agent:
         recorder, findings = Recorder(clock.now()), Findings()
         observed = self._observed(recorder, running)
         native = settings.custom_ops == "allow"
+        memory = ProviderMemory(settings.data / PROVIDERS_FILE)
+        running.callback(memory.close)
         server = self._server = ModelServer(
-            ProbingEngine(
-                OrtEngine(custom_ops=native), settings.providers, ProviderMemory(settings.data / PROVIDERS_FILE)
-            ),
+            ProbingEngine(OrtEngine(custom_ops=native), settings.providers, memory),
             observed,
             clock,
             run_s_max=settings.inference_s_max,

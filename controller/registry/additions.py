@@ -11,7 +11,6 @@ from msgspec.structs import replace
 
 from common.artifact import ArtifactRef, TensorSpec, Variant
 from common.artifact.elf import HEADER_BYTES, machine_of
-from common.artifact.manifest import FILES_PER_VARIANT_MAX
 from common.artifact.pipeline import Pipeline
 from common.artifact.tensors import DTYPES, in_words
 from common.errors import InvalidInput
@@ -45,8 +44,6 @@ def with_custom_ops(
     variant: Variant, given: Mapping[str, Digest], path_of: Callable[[Digest, str], Path], field: str
 ) -> Variant:
     """The variant with libraries as files more; `InvalidInput`, below `field`."""
-    if len(variant.files) + len(given) > FILES_PER_VARIANT_MAX:
-        raise InvalidInput(f"{len(given)} libraries", field=field, fix=f"all files are at most {FILES_PER_VARIANT_MAX}")
     files = dict(variant.files)
     for name, digest in given.items():
         if name in files:

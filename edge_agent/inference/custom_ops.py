@@ -4,13 +4,12 @@ A library is loaded only where the device's owner allows it, and only if it was 
 program; the files themselves have been held against their signed digests by whoever filled and checked the slot.
 
 The dynamic loader takes a library that is loaded already for the one that is asked for when the names are the same, and
-a slot has the same name for every release. So each load goes through a name of its own; then the file decides.
+a slot has the same name for every release. So each load writes the path in a way of its own; then the file decides.
 """
 
+import itertools
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.artifact.elf import HEADER_BYTES, Machine, machine_of
@@ -18,6 +17,10 @@ from common.errors import Forbidden, InvalidInput, NotFound
 from edge_agent.inference.engine import EngineFailure
 
 SETTING_FIX = 'set custom_ops = "allow" on the device if you trust the publishers of its releases with native code'
+LOAD_BITS = 32
+"""Of the number of a load."""
+
+_loads = itertools.count()
 
 
 def refuse_custom_ops() -> Forbidden:
@@ -25,19 +28,21 @@ def refuse_custom_ops() -> Forbidden:
     return Forbidden("the release brings native code, and this device's owner allows none", fix=SETTING_FIX)
 
 
-@contextmanager
-def loadable(libraries: Sequence[Path]) -> Iterator[list[str]]:
-    """The libraries under names that no other load has had, for the block.
+def loadable(libraries: Sequence[Path]) -> list[str]:
+    """The libraries under names that no other load in this process has had.
 
     Raises `EngineFailure` for one that is not for this machine, `NotFound` when the file is not there.
     """
     for library in libraries:
         _check_machine(library)
-    with tempfile.TemporaryDirectory(prefix="ferry-ops-") as folder:
-        links = [Path(folder) / f"{number}-{library.name}" for number, library in enumerate(libraries)]
-        for link, library in zip(links, libraries, strict=True):
-            link.symlink_to(library.resolve())
-        yield [str(link) for link in links]
+    return [_new_name(library.absolute()) for library in libraries]
+
+
+def _new_name(library: Path) -> str:
+    """Another way to write the path: the number of the load in bits, a slash or a slash and a dot for each."""
+    number = next(_loads)
+    bits = "".join("/." if number >> bit & 1 else "/" for bit in range(LOAD_BITS))
+    return f"{library.parent}{bits}/{library.name}"
 
 
 def _check_machine(library: Path) -> None:

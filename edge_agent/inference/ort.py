@@ -87,9 +87,8 @@ class OrtEngine:
             raise refuse_custom_ops()
         options = _options()
         try:
-            with loadable(libraries) as names:
-                for name in names:
-                    options.register_custom_ops_library(name)
+            for name in loadable(libraries):
+                options.register_custom_ops_library(name)
             session = onnxruntime.InferenceSession(str(path), options, providers=list(dict.fromkeys([provider, CPU])))
         except FerryError:
             raise

@@ -49,6 +49,12 @@ class ProviderMemory:
         """What is known under `key`."""
         return self._entries.get(key, Entry())
 
+    def close(self) -> None:
+        """The program ends in good order: a provider that is being tried has done nothing wrong."""
+        for key, entry in list(self._entries.items()):
+            if entry.trying:
+                self.put(key, Entry(died=entry.died))
+
     def put(self, key: str, entry: Entry) -> None:
         """Remember it, on the disk if that takes it."""
         self._entries.pop(key, None)

@@ -55,6 +55,17 @@ def capped_adder(path: Path, number: int, most: float) -> Path:
     return _save(path, nodes, constants)
 
 
+def channel_means(path: Path) -> Path:
+    """scores = the mean of each channel of `image`, FP32 [1, 3, 2, 2]."""
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 2, 2])
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 3])
+    node = helper.make_node("ReduceMean", ["image"], ["scores"], axes=[2, 3], keepdims=0)
+    graph = helper.make_graph([node], "means", [image], [scores])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    save_model(model, path)
+    return path
+
+
 def custom_ops_library() -> Path:
     """A real library with hundreds of operators. It is not imported: it cannot be in one process as a module too."""
     package = importlib.util.find_spec("onnxruntime_extensions")

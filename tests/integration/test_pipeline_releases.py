@@ -1,14 +1,17 @@
 """What a device does with a release that has steps around its model, from the order to the answer."""
 
 import asyncio
+import io
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from msgspec.structs import replace
+from PIL import Image
 
 from common.artifact import TensorSpec, Variant
 from common.artifact.pipeline import Pipeline, PipelineStep
@@ -21,6 +24,8 @@ from common.pipelines import installed
 from common.pipelines.installed import digest_of_plugin, find_plugin
 from edge_agent.inference.descriptions import model_metadata
 from edge_agent.inference.engine import EngineFailure
+from edge_agent.inference.http import inference_app
+from edge_agent.inference.listening import listen
 from edge_agent.inference.opening import Extras
 from edge_agent.inference.ort import OrtEngine
 from edge_agent.inference.serving import ModelServer
@@ -29,7 +34,7 @@ from edge_agent.telemetry.recorder import Recorder
 from tests.conftest import eventually
 from tests.integration.agent_bench import device_at
 from tests.integration.release_desk import MODEL, ReleaseDesk
-from tests.integration.small_models import X, Y, adder
+from tests.integration.small_models import X, Y, adder, channel_means
 from tests.plugin_wheels import make_wheel, unpack
 
 LABELS = [f"class {number}" for number in range(4)]
@@ -243,4 +248,33 @@ async def test_requests_are_joined_only_if_all_steps_treat_rows_one_by_one(
         await asyncio.gather(*(server.infer(MODEL, None, {"x": ROW}) for _ in range(8)))
     rows = {runs.rows for runs in server.served(MODEL).statistics.runs}
     assert (max(rows) > 1) is row_wise
+    await server.close()
+
+
+async def test_a_photo_goes_in_and_a_name_comes_out_over_http(tmp_path: Path) -> None:
+    """The example of docs/how-to/pipelines.md, on a model that names colours."""
+    image = {"output": "image", "width": 2, "height": 2, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    top = {"k": 1, "softmax": True, "labels": ["red", "green", "blue"]}
+    pipeline = Pipeline(
+        model_inputs=(TensorSpec("image", "FP32", (1, 3, 2, 2)),),
+        model_outputs=(TensorSpec("scores", "FP32", (1, 3)),),
+        before=(PipelineStep(plugin="edgeferry.image", version="1", parameters=image),),
+        after=(PipelineStep(plugin="edgeferry.top_k", version="1", parameters=top),),
+    )
+    inputs = (TensorSpec("file", "UINT8", (-1,)),)
+    outputs = tuple(replace(spec, shape=(1, 1)) for spec in TOPPED)
+    server, model = server_of(), channel_means(tmp_path / "m.onnx")
+    server.switch(await server.prepare(MODEL, Version("1"), model, inputs, outputs, extras=Extras(pipeline)))
+    listener = await listen(inference_app(server, dict), "127.0.0.1", 0, None)
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), (20, 200, 30)).save(file, "JPEG")
+    sent: dict[str, Any] = {"inputs": [{"name": "file", "datatype": "UINT8", "shape": [len(file.getvalue())]}]}
+    sent["inputs"][0]["data"] = list(file.getvalue())
+    async with httpx.AsyncClient(base_url=listener.url, trust_env=False) as client:
+        answer = (await client.post(f"/v2/models/{MODEL}/infer", json=sent)).json()
+        sent["inputs"][0] |= {"data": [1, 2, 3], "shape": [3]}
+        refused = await client.post(f"/v2/models/{MODEL}/infer", json=sent)
+    assert [one["data"] for one in answer["outputs"] if one["name"] == "top_labels"] == [["green"]]
+    assert (refused.status_code, "cannot be decoded" in refused.json()["error"]) == (400, True)
+    await listener.close()
     await server.close()

@@ -19,7 +19,7 @@ from edge_agent.inference.engine import Beside, EngineFailure
 from edge_agent.inference.opening import Extras
 from edge_agent.inference.ort import OrtEngine, OrtSession
 from edge_agent.inference.probing import ProbingEngine
-from edge_agent.inference.provider_memory import FILE_NAME, ProviderMemory
+from edge_agent.inference.provider_memory import FILE_NAME, Entry, ProviderMemory
 from edge_agent.inference.providers import CPU
 from edge_agent.inference.selftest import SamplesFile
 from edge_agent.inference.serving import ModelServer
@@ -115,6 +115,13 @@ def test_a_provider_over_which_the_program_died_is_not_tried_again(tmp_path: Pat
     probing(engine, tmp_path).load(model, HERE)
     assert engine.loads == [CPU]
     assert seen(tmp_path)[OTHER] == "the program died while it was tried"
+
+
+def test_a_provider_that_was_being_tried_when_the_program_was_told_to_stop_is_tried_again(tmp_path: Path) -> None:
+    memory = ProviderMemory(tmp_path / FILE_NAME)
+    memory.put("key", Entry(trying=OTHER))
+    memory.close()
+    assert ProviderMemory(tmp_path / FILE_NAME).get("key") == Entry()
 
 
 def test_a_memory_that_cannot_be_read_costs_a_probe(tmp_path: Path) -> None:
