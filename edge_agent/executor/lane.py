@@ -267,8 +267,13 @@ class Lane:
 
     async def _begin(self, name: str, work: Work, *, keep_candidate: bool = False) -> None:
         kept, self._candidate = (self._candidate, None) if keep_candidate else (None, self._candidate)
-        await self._cancel()
-        self._candidate = kept
+        try:
+            await self._cancel()
+        except asyncio.CancelledError:
+            work.close()  # it never began
+            raise
+        finally:
+            self._candidate = kept
         self._work = asyncio.create_task(self._run(name, work, self._turn), name=f"{name}-{self.state.model}")
 
     async def _run(self, name: str, work: Work, turn: int) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,15 @@ from msgspec import UNSET, UnsetType
 from common.ids import Version
 from common.wire import DesiredModel, Shadow, ShadowReport, UpdateReport
 from edge_agent.inference.loaded import Loaded
-from edge_agent.inference.mirror import BYTES_MAX, REQUESTS_MAX
+from edge_agent.inference.mirror import BYTES_MAX, LOOK_S, REQUESTS_MAX
+from edge_agent.inference.requests import Inference, Request
 from edge_agent.inference.serving import Candidate
 from tests.conftest import eventually
 from tests.integration.agent_bench import Device, device_at
 from tests.integration.release_desk import MODEL, ReleaseDesk
+from tests.integration.small_models import MODEL as BENCH_MODEL
 from tests.integration.small_models import (
+    Bench,
     HeldEngine,
     X,
     Y,
@@ -79,13 +83,13 @@ async def asked_until(device: Device, order: int) -> tuple[UpdateReport, list[tu
 async def test_a_release_that_agrees_is_installed_and_the_report_says_how_far(
     device: Device, desk: ReleaseDesk, tmp_path: Path
 ) -> None:
-    terms = Shadow(for_s=1.0, agreement_min=0.99, samples_min=5)
+    terms = Shadow(for_s=2.0, agreement_min=0.99, samples_min=2)
     await device.executor.accept(desk.order(released(desk, tmp_path, "2", lambda path: adder(path, 1), terms)))
     update, answers = await asked_until(device, 2)
     assert update.outcome == "succeeded"
     assert update.shadow
     assert (update.shadow.verdict, update.shadow.agreement) == ("pass", 1.0)
-    assert update.shadow.samples >= 5
+    assert update.shadow.samples >= 2
     assert update.shadow.live.requests == update.shadow.candidate.requests == update.shadow.samples
     assert update.shadow.live.latency_s
     assert update.shadow.candidate.latency_s
@@ -96,7 +100,7 @@ async def test_a_release_that_agrees_is_installed_and_the_report_says_how_far(
 async def test_a_release_that_disagrees_is_refused_before_it_answered_anybody(
     device: Device, desk: ReleaseDesk, tmp_path: Path
 ) -> None:
-    terms = Shadow(for_s=1.0, agreement_min=0.9, samples_min=5)
+    terms = Shadow(for_s=2.0, agreement_min=0.9, samples_min=2)
     bad = released(desk, tmp_path, "2", lambda path: adder(path, 2), terms)
     await device.executor.accept(desk.order(bad))
     update, answers = await asked_until(device, 2)
@@ -116,7 +120,7 @@ async def test_a_release_that_disagrees_is_refused_before_it_answered_anybody(
 async def test_a_candidate_that_fails_on_live_requests_harms_nobody(
     device: Device, desk: ReleaseDesk, tmp_path: Path, make: Make
 ) -> None:
-    terms = Shadow(for_s=1.0, agreement_min=0.5, samples_min=5)
+    terms = Shadow(for_s=2.0, agreement_min=0.5, samples_min=2)
     await device.executor.accept(desk.order(released(desk, tmp_path, "2", make, terms)))
     update, answers = await asked_until(device, 2)
     assert (update.outcome, update.reason) == ("failed", "disagreement")
@@ -323,3 +327,32 @@ async def test_mirrored_requests_count_neither_in_health_nor_in_telemetry(device
     loaded: Loaded = candidate.loaded
     assert loaded.health().requests == loaded.statistics().answered == loaded.statistics().failed == 0
     await device.server.discard(candidate)
+
+
+async def test_nothing_is_run_while_no_core_is_free(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, workers=2, queue=4)
+    await bench.add(1)
+    candidate = await bench.server.prepare(BENCH_MODEL, Version("2"), adder(tmp_path / "2.onnx", 1), X, Y)
+    with bench.server.mirroring(candidate, Shadow(for_s=1)) as mirror:
+        await bench.ask()
+        await eventually(lambda: mirror.report().samples == 1, "one is compared while both cores are free")
+        bench.engine.open.clear()
+        held = [asyncio.create_task(bench.ask()) for _ in range(2)]
+        await eventually(lambda: not bench.server._flow.free, "both cores are taken")
+        arrived = bench.engine.arrived
+        mirror.offer(*answered(bench))
+        await asyncio.sleep(10 * LOOK_S)
+        assert bench.engine.arrived == arrived, "the candidate was run"
+        bench.engine.open.set()
+        assert await asyncio.gather(*held) == [(1.0, "1"), (1.0, "1")]
+        await eventually(lambda: mirror.report().samples == 4, "all are compared in the end")
+    await bench.server.discard(candidate)
+    await bench.server.close()
+
+
+def answered(bench: Bench) -> tuple[Request, Inference]:
+    """A request that the bench's release 1 has answered."""
+    x = np.ones((1, 4), np.float32)
+    chosen = bench.server._placements.pin(BENCH_MODEL, None)
+    chosen.unpin()
+    return Request(chosen, {"x": x}, ["y"], 0.0, Future()), Inference({"y": x + 1}, Version("1"))

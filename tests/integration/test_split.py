@@ -104,6 +104,7 @@ async def test_a_request_decides_for_itself_and_a_caller_stays_where_it_is(
 async def test_when_the_time_is_up_the_candidate_answers_everything_and_the_report_has_both_sides(
     device: Device, desk: ReleaseDesk, tmp_path: Path
 ) -> None:
+    assert await answers(device, 10) == {"1": 10}, "what came before the switch is not part of it"
     await device.executor.accept(desk.order(added(desk, tmp_path, 2, Split(share=0.5), 1.0)))
     await on_trial(device)
     seen = await answers(device, 100)
