@@ -213,7 +213,7 @@ class ModelServer:
             except EngineFailure as error:
                 raise ModelRejected(error.message) from error
             tested = await asyncio.to_thread(timed, session, answered, samples.terms) if samples else None
-        watch = await asyncio.to_thread(open_watch, WatchTerms(reference, self._sample_interval_s))
+        watch = await asyncio.to_thread(open_watch, WatchTerms(reference, self._sample_interval_s), inputs, outputs)
         return Candidate(model, version, Loaded(model, version, session, inputs, outputs, watch=watch), tested)
 
     def switch(self, candidate: Candidate) -> None:
