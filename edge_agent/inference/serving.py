@@ -261,7 +261,7 @@ class ModelServer:
                 raise ModelRejected(error.message) from error
             tested = await asyncio.to_thread(timed, opened.session, answered, samples.terms) if samples else None
         terms = self._changes.get(model, ServingChanges()).applied(serving or ServingTerms())
-        watch = await asyncio.to_thread(open_watch, WatchTerms(reference, self._sample_interval_s))
+        watch = await asyncio.to_thread(open_watch, WatchTerms(reference, self._sample_interval_s), inputs, outputs)
         loaded = Loaded(model, version, opened, inputs, outputs, serving=terms, watch=watch)
         self._flow.router.learn(loaded)
         return Candidate(model, version, loaded, tested)

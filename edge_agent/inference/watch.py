@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from common.artifact import digest_of
+from common.artifact import TensorSpec, digest_of
 from common.artifact.tensors import Array
-from common.errors import IntegrityFailure
-from common.monitoring.reference import REFERENCE_BYTES_MAX, Reference, decode_reference
+from common.errors import IntegrityFailure, InvalidInput
+from common.monitoring.reference import REFERENCE_BYTES_MAX, Reference, check_reference, decode_reference
 from common.monitoring.sketching import Sampled, pick
 
 logger = logging.getLogger(__name__)
@@ -49,14 +49,19 @@ class WatchTerms(NamedTuple):
     interval_s: float = NEVER_S
 
 
-def open_watch(terms: WatchTerms) -> Watch | None:
-    """The watch, or None where nothing is to be sampled. A file that cannot be read is no reason not to serve."""
+def open_watch(terms: WatchTerms, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Watch | None:
+    """The watch of a model with these tensors, or None where nothing is to be sampled.
+
+    A file that is of no use is no reason not to serve.
+    """
     if terms.path is None or terms.interval_s == NEVER_S:
         return None
     try:
         with terms.path.open("rb") as file:
             data = file.read(REFERENCE_BYTES_MAX + 1)
-        return Watch(decode_reference(data), digest_of(data), terms.interval_s)
-    except (OSError, IntegrityFailure) as error:
+        reference = decode_reference(data)
+        check_reference(reference, inputs, outputs)
+        return Watch(reference, digest_of(data), terms.interval_s)
+    except (OSError, IntegrityFailure, InvalidInput) as error:
         logger.warning("no drift is looked for: %s", error, extra={"path": str(terms.path)})
         return None

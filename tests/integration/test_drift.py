@@ -194,7 +194,7 @@ async def test_nothing_is_sampled_without_a_reference_or_where_it_is_switched_of
 async def test_a_reference_that_cannot_be_read_is_no_reason_not_to_serve(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for data in (b"{}", None):
+    for data in (b"{}", BAD_FILES["of another model"], None):
         caplog.clear()
         broken = Watched(tmp_path)
         broken.file.unlink()
