@@ -149,8 +149,8 @@ def stats(ferry: "FerryClient", output: Output, name: str, since: float, device:
 @click.argument("new", metavar="NEW")
 @connected
 def diff(ferry: "FerryClient", output: Output, old: str, new: str) -> None:
-    """Compare release OLD with release NEW: files, sizes, tensors, and the patches known between them."""
-    from controller.cli.comparison import compare, comparison_rows, tensor_rows
+    """Compare release OLD with release NEW: files, sizes, tensors, terms of serving, and patches between them."""
+    from controller.cli.comparison import compare, comparison_rows, serving_rows, tensor_rows
 
     before, after = (ferry.release(ReleaseRef.parse(name)) for name in (old, new))
     targets = {file.digest for variant in after.manifest.variants.values() for file in variant.files.values()}
@@ -162,6 +162,8 @@ def diff(ferry: "FerryClient", output: Output, old: str, new: str) -> None:
     click.echo(table(comparison_rows(comparison)))
     changes = tensor_rows(comparison)
     click.echo("\n" + (table(changes) if changes else "inputs and outputs are the same"))
+    if terms := serving_rows(comparison):
+        click.echo("\n" + table(terms))
 
 
 @release.command("gc")
@@ -243,15 +245,13 @@ def _extras(files: dict[str, Path], pipelines: tuple[str, ...], custom_ops: tupl
 
 def _serving_rows(view: "ReleaseView") -> list[list[str]]:
     """How the variants want to be served; empty when none says anything."""
-    rows = []
-    for name, variant in view.manifest.variants.items():
-        if terms := variant.serving:
-            if terms.cache_bytes:
-                rows.append([name, "answers kept", size(terms.cache_bytes)])
-            rows += [[name, f"to {route.model}", route.when] for route in terms.routes]
-            for tensor, padding in terms.padding.items():
-                mask = f", {padding.mask} with 0" if padding.mask else ""
-                rows.append([name, f"padding {tensor}", f"axis {padding.axis} with {padding.value!r}{mask}"])
+    from controller.cli.comparison import serving_in_words
+
+    rows = [
+        [name, term, words]
+        for name, variant in view.manifest.variants.items()
+        for term, words in serving_in_words(variant.serving).items()
+    ]
     return [["VARIANT", "SERVING", ""], *rows] if rows else []
 
 

@@ -62,7 +62,7 @@ def test_the_terms_are_signed_with_the_release_and_shown(ferry: Ferry, api: ApiP
     variants = decode_manifest(b64decode(json.loads(path.read_bytes())["payload"])).variants
     assert (variants["default"].serving, variants["small"].serving) == (TERMS, ServingTerms(5_000))
     shown = ferry("show", "adder@1").stdout
-    assert "to adder-small" in shown
+    assert "to adder-small when load.waiting > 4" in shown
     assert "load.waiting > 4" in shown
     assert "same bytes" in ferry("publish", *words).stderr
 
@@ -73,6 +73,20 @@ def test_a_release_without_terms_says_nothing_about_serving(ferry: Ferry, tmp_pa
     assert "serving" not in json.loads(result.stdout)["manifest"]["variants"]["default"]
     assert "same bytes" in ferry("publish", "adder@2", model).stderr
     assert "SERVING" not in ferry("show", "adder@2").stdout
+
+
+def test_a_comparison_shows_the_terms_that_changed(ferry: Ferry, tmp_path: Path) -> None:
+    model = adder(tmp_path / "m.onnx", 1)
+    for version, text in (("7", FILE), ("8", FILE.replace("> 4", "> 6")), ("9", "")):
+        assert ferry("publish", f"adder@{version}", model, "--serving", written(tmp_path, text)).exit_code == 0
+    shown = ferry("diff", "adder@7", "adder@8").stdout
+    assert "rule 1" in shown
+    assert "load.waiting > 4" in shown
+    assert "load.waiting > 6" in shown
+    assert "answers kept" not in shown
+    changes = json.loads(ferry("diff", "adder@8", "adder@9", "-o", "json").stdout)["variants"][0]["serving"]
+    assert [(change["term"], change["new"]) for change in changes] == [("answers kept", "-"), ("rule 1", "-")]
+    assert "SERVING" not in ferry("diff", "adder@9", "adder@9").stdout
 
 
 def test_other_terms_are_another_release(ferry: Ferry, tmp_path: Path) -> None:
