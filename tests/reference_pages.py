@@ -16,10 +16,12 @@ import msgspec
 from common.artifact import manifest
 from common.monitoring import sketch
 from common.settings import Setting
-from common.wire import codec, messages, topics
+from common.wire import codec, messages, topics, traffic
 from controller.config import all_settings
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
+PARTS = (messages, traffic)
+"""The modules that messages are described in."""
 HOW_MADE = "<!-- Generated from the code: change it there, then run `python -m tests.reference_pages`. -->"
 
 
@@ -98,7 +100,7 @@ def wire_page() -> str:
             "",
             "| limit | value |",
             "| --- | --- |",
-            *(f"| `{name}` | {value:,} |" for name, value in vars(messages).items() if name.endswith("_MAX")),
+            *(f"| `{name}` | {value:,} |" for name, value in _limits()),
             "",
             "## Types",
             "",
@@ -151,8 +153,12 @@ def _text(node: ast.stmt | None) -> str:
     return ""
 
 
+def _limits() -> Iterator[tuple[str, int]]:
+    return ((name, value) for module in PARTS for name, value in vars(module).items() if name.endswith("_MAX"))
+
+
 def _aliases() -> Iterator[tuple[str, str]]:
-    for entry in ast.parse(inspect.getsource(messages)).body:
+    for entry in (entry for module in PARTS for entry in ast.parse(inspect.getsource(module)).body):
         if isinstance(entry, ast.Assign) and isinstance(entry.value, ast.Subscript):
             (name,) = entry.targets
             yield ast.unparse(name), ast.unparse(entry.value)

@@ -59,17 +59,23 @@ def overrule(state: ModelState, event: ev.Ordered) -> Step:
     """In probation: go on if the release is still wanted; otherwise put the proven one back first.
 
     Without a proven one the candidate, complete and not found unhealthy, stays: something must answer meanwhile. Who
-    answers how much may be told anew.
+    answers how much, and for how long, may be told anew.
     """
     if same_release(state.target, event.target):
         again = renewed(state, event)
-        before, after = split_of(expected(state)), split_of(expected(again))
-        return again, (ev.Divide(split=after),) if before != after else ()
+        return again, changed_terms(expected(state), expected(again))
     if state.installed is None:
         fresh, effects = begin(adopted(state), event.target, event.traceparent, event.at)
         return fresh, (ev.Cancel(), ev.Commit(), *effects)
     fresh, effects = begin(state, event.target, event.traceparent, event.at)
     return fresh, (ev.Cancel(), ev.Revert(), *effects)
+
+
+def changed_terms(before: DesiredModel, after: DesiredModel) -> tuple[ev.Effect, ...]:
+    """What other terms for the same release mean in probation."""
+    divide = (ev.Divide(split=split_of(after)),) if split_of(before) != split_of(after) else ()
+    watch = (ev.Watch(probation_s=after.probation_s),) if before.probation_s != after.probation_s else ()
+    return (*divide, *watch)
 
 
 def renewed(state: ModelState, event: ev.Ordered) -> ModelState:

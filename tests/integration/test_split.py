@@ -105,10 +105,11 @@ async def test_when_the_time_is_up_the_candidate_answers_everything_and_the_repo
     device: Device, desk: ReleaseDesk, tmp_path: Path
 ) -> None:
     assert await answers(device, 10) == {"1": 10}, "what came before the switch is not part of it"
-    await device.executor.accept(desk.order(added(desk, tmp_path, 2, Split(share=0.5), 1.0)))
+    await device.executor.accept(desk.order(added(desk, tmp_path, 2, Split(share=0.5), 3600)))
     await on_trial(device)
     seen = await answers(device, 100)
-    update = await device.finished(2)
+    await device.executor.accept(desk.order(added(desk, tmp_path, 2, Split(share=0.5), 0)))  # a newer order ends it
+    update = await device.finished(3)
     assert update.outcome == "succeeded"
     assert update.split
     assert (update.split.candidate.requests, update.split.stable.requests) == (seen["2"], seen["1"])

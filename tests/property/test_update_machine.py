@@ -21,6 +21,7 @@ BUDGETS = (None, None, 50, 400, 1200, 2150)
 ON_EXCEED: tuple[OnExceed, ...] = ("defer", "fail")
 SHADOWS = (None, Shadow(for_s=5.0), Shadow(for_s=5.0, agreement_min=0.9), Shadow(for_s=5.0, on_few="fail"))
 SPLITS = (None, None, Split(share=0.1), Split(share=0.5))
+PROBATIONS_S = (10.0, 20.0)
 OUTCOMES = (
     "good", "good", "good", "transient", "wrong", "manifest", "refused", "slow", "unhealthy", "quiet", "disagrees",
 )  # fmt: skip
@@ -52,6 +53,7 @@ class Updates(RuleBasedStateMachine):
         budget=st.sampled_from(BUDGETS),
         on_exceed=st.sampled_from(ON_EXCEED),
         shadow=st.sampled_from(SHADOWS),
+        probation_s=st.sampled_from(PROBATIONS_S),
         split=st.sampled_from(SPLITS),
     )
     def a_newer_order(
@@ -63,10 +65,12 @@ class Updates(RuleBasedStateMachine):
         on_exceed: OnExceed,
         shadow: Shadow | None,
         split: Split | None,
+        probation_s: float,
     ) -> None:
         self.orders += 1
         terms = {"max_bytes": budget, "on_exceed": on_exceed, "shadow": shadow, "split": split}
-        order_to(self.world, target_of(version, self.orders, base=base, ways=ways, **terms))  # type: ignore[arg-type]
+        target = target_of(version, self.orders, base=base, ways=ways, probation_s=probation_s, **terms)  # type: ignore[arg-type]
+        order_to(self.world, target)
 
     @precondition(lambda self: self.orders > 0)
     @rule(data=st.data(), version=VERSIONS)
@@ -163,6 +167,7 @@ def any_target(order: int, chance: random.Random) -> DesiredModel:
         on_exceed=chance.choice(ON_EXCEED),
         shadow=chance.choice(SHADOWS),
         split=chance.choice(SPLITS),
+        probation_s=chance.choice(PROBATIONS_S),
     )
 
 
@@ -175,9 +180,11 @@ def walk(world: World, chance: random.Random) -> None:
             world.finish_work("good")
     for _ in range(chance.randint(3, 20)):
         draw = chance.random()
+        if isinstance(world.pending, ev.Mirror) and draw > 0.3:  # that takes long, so much else may happen
+            draw = chance.uniform(0.7, 1.0)
         if draw < 0.6 and world.pending is not None:
             world.finish_work(chance.choice(OUTCOMES))
-        elif draw < 0.8:
+        elif draw < 0.75:
             orders += 1
             order_to(world, any_target(orders, chance))
         elif draw < 0.88 and orders:

@@ -3,7 +3,7 @@
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from edge_agent.update import ModelState, Tally, step
+from edge_agent.update import ModelState, Stage, Tally, step
 from edge_agent.update import events as ev
 from edge_agent.update.outcomes import Step
 from tests.property.update_world import Machine
@@ -144,6 +144,13 @@ def _keeps_the_first_split(state: ModelState, event: ev.Event) -> Step:
     return after, tuple(effect for effect in effects if not isinstance(effect, ev.Divide))
 
 
+def _watches_as_long_as_it_was_told_first(state: ModelState, event: ev.Event) -> Step:
+    after, effects = step(state, event)
+    if isinstance(event, ev.Ordered) and state.stage is after.stage is Stage.PROBATION:
+        effects = tuple(effect for effect in effects if not isinstance(effect, ev.Watch))
+    return after, effects
+
+
 MUTANTS: tuple[Machine, ...] = (
     _overwrites_the_installed_slot,
     _trusts_before_probation,
@@ -170,4 +177,5 @@ MUTANTS: tuple[Machine, ...] = (
     _believes_a_comparison_of_another_update,
     _answers_everything_at_once,
     _keeps_the_first_split,
+    _watches_as_long_as_it_was_told_first,
 )

@@ -69,6 +69,7 @@ def target_of(
     on_exceed: OnExceed = "defer",
     shadow: Shadow | None = None,
     split: Split | None = None,
+    probation_s: float = 10.0,
 ) -> DesiredModel:
     """An order for release `version`, with offers of these `ways` from the ONNX file of release `base`.
 
@@ -83,7 +84,7 @@ def target_of(
         manifest=ref_of(f"manifest {version}", 100),
         files=(model, DesiredFile(name="weights.bin", artifact=ref_of(f"weights {version % 2}"))),
         order=order,
-        probation_s=10.0,
+        probation_s=probation_s,
         max_bytes=max_bytes,
         on_exceed=on_exceed,
         shadow=shadow or UNSET,
@@ -246,7 +247,7 @@ class World:
             case ev.Mirror(terms=terms):
                 return self._compare(terms, outcome, at)
             case ev.Watch():
-                return self._verdict(outcome, lambda verdict: ev.HealthChecked(at=at, verdict=verdict, elapsed_s=11.0))
+                return self._verdict(outcome, lambda verdict: ev.HealthChecked(at=at, verdict=verdict, elapsed_s=21.0))
             case ev.Probe():
                 return self._verdict(outcome, lambda verdict: ev.Probed(at=at, verdict=verdict))
             case _:
@@ -504,6 +505,8 @@ class World:
             assert self.fallback == state.installed.artifact.digest, "nothing stands behind the candidate"
         if state.stage is Stage.PROBATION and state.target is not None:
             assert self.split == (state.target.split or None), "the requests are not divided as the order says"
+            if isinstance(self.pending, ev.Watch):
+                assert self.pending.probation_s == state.target.probation_s, "it is watched for another time"
         if state.stage is Stage.SHADOWING and state.installed is not None:
             assert self.serving == state.installed.artifact.digest, "the candidate answers before it was compared"
         assert state.order >= self._orders_seen, "the order went back"
