@@ -23,12 +23,12 @@ from benchmarks.agent.models import BenchModel, batched, models
 from benchmarks.agent.servers import KINDS, OURS, Kind, Server, installed
 from benchmarks.report import Row, quick, write
 
-ROUNDS: Final = 3 if quick() else 9
-TURN_S: Final = 2 if quick() else 5
+ROUNDS: Final = 2 if quick() else 9
+TURN_S: Final = 1 if quick() else 5
 CLIENTS: Final = (1, 8, 64)
 LIBRARY_REQUESTS: Final = 200 if quick() else 2_000
 LEARNING_S: Final = 5 if quick() else 15
-SWAPS: Final = 12 if quick() else 60
+SWAPS: Final = 10 if quick() else 60
 IDLE_S: Final = 10.0 if quick() else 60.0
 
 INTRO: Final = """
@@ -55,7 +55,7 @@ ones are those of 64 callers with one row each, through the library.
 def main() -> None:
     if not load.installed():
         sys.exit("wrk makes the load and is not installed; on Debian: apt-get install wrk")
-    chosen, kinds = _models(), _kinds()
+    chosen, kinds, busy = _models(), _kinds(), os.getloadavg()[0]
     turns = Turns([turn for model in chosen for turn in _turns(model, kinds)])
     measured = asyncio.run(_in_this_process()) if len(chosen) == len(models()) else None
     peers = [kind.name for kind in kinds if kind.name != OURS]
@@ -66,8 +66,7 @@ def main() -> None:
     rows = [*goals.of_turns(turns, small, larger, peers), *measured[0]]
     text = page.body(turns, rows, measured[1], {model.name: model.about for model in chosen})
     missing = [kind.name for kind in KINDS if kind not in kinds]
-    if missing:
-        text = f"**Not installed here, so not measured:** {', '.join(missing)}.\n\n{text}"
+    text = page.warnings(short=quick(), load=busy, missing=missing) + text
     write("agent", "Serving on the device", [*rows, *goals.all_figures(turns)], INTRO, body=text)
 
 
@@ -83,7 +82,7 @@ def _turns(model: BenchModel, kinds: Sequence[Kind]) -> Iterator[Turn]:
                 yield Turn(number, model.name, name, 0, *raw.run(session, model, threads, TURN_S))
             for server in servers:
                 with server.turn():
-                    load.offer(server.url, server.body, max(CLIENTS), 1)  # threads, caches and batches settle
+                    load.offer(server.url, server.body, 8, 1)  # threads, caches and batches settle
                     for clients in CLIENTS:
                         yield _turn(number, model, server, clients)
 

@@ -1,10 +1,14 @@
 """The benchmark's page: goals first, then every model with all servers side by side, then batches. Pure."""
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from benchmarks.agent.batching import Batched
 from benchmarks.agent.figures import Turns
 from benchmarks.report import Row, table
+
+BUSY_LOAD: Final = 0.5
+"""Programs running at the same time; more than that spoils the figures."""
 
 
 def body(turns: Turns, goals: Sequence[Row], batched: Sequence[Batched], about: dict[str, str]) -> str:
@@ -13,6 +17,22 @@ def body(turns: Turns, goals: Sequence[Row], batched: Sequence[Batched], about: 
     for model, words in about.items():
         parts += [f"## {model}: {words}", "\n".join(_servers(turns, model))]
     return "\n\n".join([*parts, "## Batches, rows/s of one thread", "\n".join(_batches(batched))])
+
+
+def warnings(*, short: bool, load: float, missing: Sequence[str]) -> str:
+    """What a reader must know before the figures: paragraphs in bold, none if all is well. `load` is the machine's mean
+    number of running programs before the run began.
+    """
+    said = []
+    if short:
+        said.append(
+            "**A short run: turns of a second are too short to rely on, most of all for batches of large models.**"
+        )
+    if load > BUSY_LOAD:
+        said.append(f"**The machine was busy with other programs (a load of {load:.1f}) when the run began.**")
+    if missing:
+        said.append(f"**Not installed here, so not measured:** {', '.join(missing)}.")
+    return "".join(f"{words}\n\n" for words in said)
 
 
 def _servers(turns: Turns, model: str) -> Iterator[str]:

@@ -140,3 +140,9 @@ def test_the_page_shows_every_server_and_marks_the_best_fixed_batch() -> None:
     assert f"| {RAW_ONE} |  | 1000 | 0.1 | 1 | 2 |" in text
     assert "| fast | 8 | 1000 | 0.9 | 1 | 2 |" in text
     assert f"| {LARGE} | 100 | **150** | 140 |" in text
+
+
+def test_the_page_warns_of_what_spoils_the_figures() -> None:
+    assert page.warnings(short=False, load=0.1, missing=[]) == ""
+    spoilt = page.warnings(short=True, load=9.04, missing=["mlserver"])
+    assert all(words in spoilt for words in ("A short run", "a load of 9.0", "not measured:** mlserver."))
