@@ -235,8 +235,8 @@ def _check_names(variants: Files, added: _Additions) -> None:
         if not VARIANT_NAME.fullmatch(variant):
             fix = "use lower-case letters, digits and inner '.', '_' or '-', for example 'default' or 'int8'"
             raise InvalidInput(f"{variant[:80]!r} is not allowed", field="variants", fix=fix)
-        libraries = len(added.custom_ops.get(variant, ()))
-        others = libraries + (variant in added.self_tests) + (variant in added.references)
+        others = len(added.custom_ops.get(variant, ()))
+        others += (variant in added.self_tests) + (variant in added.references)
         if not 1 <= len(files) <= FILES_PER_VARIANT_MAX - others:
             fix = f"model, its data files, samples, reference and libraries are at most {FILES_PER_VARIANT_MAX}"
             raise InvalidInput(f"{len(files)} files", field=f"variants.{variant}", fix=fix)

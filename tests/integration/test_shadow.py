@@ -355,4 +355,4 @@ def answered(bench: Bench) -> tuple[Request, Inference]:
     x = np.ones((1, 4), np.float32)
     chosen = bench.server._placements.pin(BENCH_MODEL, None)
     chosen.unpin()
-    return Request(chosen, {"x": x}, ["y"], 0.0, Future()), Inference({"y": x + 1}, Version("1"))
+    return Request(chosen, {"x": x}, ["y"], 0.0, Future()), Inference({"y": x + 1}, Version("1"), BENCH_MODEL)
