@@ -316,7 +316,7 @@ def _same(existing: Release, asked: Mapping[str, _Ingredients]) -> Release:
     """The release, if it was made of these; otherwise `Conflict`."""
     if _made_of(existing.manifest) != asked:
         fix = "releases never change; publish the new files under a new version"
-        message = f"{existing.ref} exists with other files, steps, terms, self-test or reference"
+        message = f"{existing.ref} exists with other files, steps, self-test, reference or terms of serving"
         raise Conflict(message, field="version", fix=fix)
     return existing
 

@@ -25,10 +25,7 @@ CHANGES = {
     "write_bytes",
     "write_text",
 }
-EXCUSED = {
-    ("running.py", "write_text"): "the process id in the lock file is for people only",
-    ("inference/custom_ops.py", "symlink_to"): "in a temporary folder, which is gone when the library is loaded",
-}
+EXCUSED = {("running.py", "write_text"): "the process id in the lock file is for people only"}
 
 
 def test_nothing_else_changes_the_disk() -> None:
