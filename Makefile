@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MODELS := .demo/models
 TOOLCHAIN := .demo/toolchain
+BENCH_MODELS := .demo/bench-models
+PEERS := .demo/peers
 
-.PHONY: demo test coverage check format bench bench-delta deb fuzz clean
+.PHONY: demo test coverage check format bench bench-agent bench-delta deb fuzz clean
 demo: $(STAMP) $(MODELS)/.fetched
 	$(BIN)/ferry demo --models $(MODELS)
 
@@ -38,6 +40,31 @@ bench-%: $(STAMP) $(MODELS)/.fetched
 bench-delta: $(STAMP) $(MODELS)/.fetched $(TOOLCHAIN)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
 	$(BIN)/python -m benchmarks.bench_delta
+
+# Serving is compared with other servers, each in an environment of its own, because what they need does not fit together;
+# one that cannot be installed is left out. The load is wrk's: the system's.
+bench-agent: $(STAMP) $(MODELS)/.fetched $(BENCH_MODELS)/.fetched $(PEERS)/.tried
+	$(BIN)/python -m benchmarks.bench_agent
+
+$(PEERS)/.tried:
+	mkdir -p $(PEERS)
+	for peer in "fastapi uvicorn[standard]" litserve bentoml mlserver; do \
+	  folder=$(PEERS)/$${peer%% *}; \
+	  $(PYTHON) -m venv $$folder || exit 1; \
+	  $$folder/bin/python -m pip install --quiet --disable-pip-version-check $$peer onnxruntime==1.31.1 \
+	    && touch $$folder/.installed || echo "$$folder cannot be installed and is left out" >&2; \
+	done
+	touch $@
+
+# Small and middle-sized real models: voice activity (MIT), text detection and direction (Apache-2.0).
+$(BENCH_MODELS)/.fetched: | $(VENV)/bin/python
+	mkdir -p $(BENCH_MODELS)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(BENCH_MODELS) \
+	  silero-vad==6.2.3 rapidocr-onnxruntime==1.4.4
+	for wheel in $(BENCH_MODELS)/*.whl; do \
+	  $(BIN)/python -m zipfile -e $$wheel $(BENCH_MODELS)/$$(basename $$wheel | cut -d- -f1) || exit 1; \
+	done
+	touch $@
 
 $(TOOLCHAIN)/.installed:
 	$(PYTHON) -m venv $(TOOLCHAIN)

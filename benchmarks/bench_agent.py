@@ -1,259 +1,144 @@
-"""What serving through the agent costs beside the bare engine, and what callers feel while models are swapped.
+"""Serving on the device: ours beside ONNX Runtime alone and beside other servers, on real models.
 
-The same requests go to ONNX Runtime itself, through `ModelServer.infer`, and over HTTP as binary tensors, by 1 and by 8
-callers at a time: to a real model of 3.2 MB, and to one that gives its input of 8 kB back, where all that is measured
-is the way. The ways take turns in short rounds, so that a busy moment of the machine hits all of them; CPU time is the
-whole process's, callers included, and the median round counts. Then callers send 20 requests a second while two
-releases of the real model replace each other again and again.
+Every server is a process tree of its own and serves the same file with the same engine options; `wrk` asks. For each
+model all servers are started, then they take turns in short rounds (the others are stopped meanwhile), so that a busy
+moment of the machine hits all of them. Ratios are of one round, and the median round counts.
+
+`QUICK=1` takes few short rounds. While developing, `MODELS=silero-vad` chooses models and `ONLY=ours,fastapi` servers:
+then the tables are only printed, because the page shows a complete run.
 """
 
 import asyncio
-import resource
-import statistics
+import contextlib
+import os
+import sys
 import tempfile
-import time
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final
 
-import aiohttp
-import msgspec
-import numpy as np
-import uvloop
-from onnx import TensorProto, helper, save_model
+from benchmarks.agent import batching, goals, library, load, page, raw, swaps
+from benchmarks.agent.figures import RAW_ALL, RAW_ONE, Turn, Turns
+from benchmarks.agent.models import BenchModel, batched, models
+from benchmarks.agent.servers import KINDS, OURS, Kind, Server, installed
+from benchmarks.report import Row, quick, write
 
-from benchmarks.report import ROOT, Row, at_most, figure, quick, write
-from common.artifact.tensors import Array
-from common.clock import SystemClock
-from common.ids import ModelName, Version
-from edge_agent.inference.http import HEADER_LENGTH, inference_app
-from edge_agent.inference.listening import listen
-from edge_agent.inference.ort import OrtEngine, OrtSession
-from edge_agent.inference.serving import ModelServer
-from edge_agent.telemetry.recorder import Recorder
+ROUNDS: Final = 2 if quick() else 9
+TURN_S: Final = 1 if quick() else 5
+CLIENTS: Final = (1, 8, 64)
+LIBRARY_REQUESTS: Final = 200 if quick() else 2_000
+LEARNING_S: Final = 5 if quick() else 15
+SWAPS: Final = 10 if quick() else 60
+IDLE_S: Final = 10.0 if quick() else 60.0
 
-COMMAND = "make bench-agent"
-MODELS = ROOT / ".demo" / "models"
-PATHS = (
-    MODELS / "magika-0.6.1" / "magika" / "models" / "standard_v3_2" / "model.onnx",
-    MODELS / "magika-0.6.3" / "magika" / "models" / "standard_v3_3" / "model.onnx",
-)
-MAGIKA, ECHO = ModelName("magika"), ModelName("echo")
-ROUNDS = 4 if quick() else 15
-REQUESTS_PER_ROUND = {MAGIKA: 16 if quick() else 80, ECHO: 400 if quick() else 2_000}
-CALLERS = (1, 8)
-SWAPS = 12 if quick() else 60
-RATE_PER_S = 20.0
-IDLE_S = 6.0 if quick() else 30.0
+INTRO: Final = """
+Every server is a process tree of its own and serves the same file with ONNX Runtime, one thread inside an operator
+and no spinning. `wrk` (one thread) posts the same inputs on as many connections as there are clients; CPU is user and
+system time of the server's tree, without the load's. `raw` is ONNX Runtime in a loop, without any server. Servers
+take turns in rounds, the others stopped (SIGSTOP) meanwhile; ratios are of one round, and the median round counts. On
+a machine with few cores `wrk` takes its share of them from the server, so throughput is a little less than it could
+be.
 
-Call = Callable[[], Awaitable[object]]
+`ours` gets Open Inference Protocol V2 with binary tensors, on the agent's HTTP API. The others, in what we found to
+be their fastest sensible configuration: `fastapi`, one uvicorn process with uvloop and httptools, inference on the
+thread pool, the bare bytes of the tensors as body; `litserve`, a worker for each core, the fast queue, base64 in
+JSON, as it takes no other body; `bentoml`, one worker with a thread for each core, bare bytes; `mlserver`, no worker
+processes, a thread for each core, V2 with numbers in JSON, as its REST API takes no binary tensors. A server that
+knows its model's shapes and takes bare bytes does less than ours, which checks names, types and shapes of every
+request.
 
-
-class Cost(NamedTuple):
-    """Milliseconds per request: CPU of the whole process, and on the clock."""
-
-    cpu_ms: float
-    wall_ms: float
-
-
-class Ways:
-    """The three ways to the same answer of one model, ready to be called."""
-
-    def __init__(
-        self, model: ModelName, session: OrtSession, server: ModelServer, url: str, http: aiohttp.ClientSession
-    ) -> None:
-        self.model = model
-        self._session = session
-        self._outputs = [spec.name for spec in session.outputs]
-        self._server = server
-        self._infer_url = f"{url}/v2/models/{model}/infer"
-        self._http = http
-        self._pool = ThreadPoolExecutor(max(CALLERS))
-        self._feeds: dict[str, Array] = {"bytes": np.random.default_rng(1).integers(0, 257, (1, 2048), np.int32)}
-        self._body, self._headers = _binary_request(self._feeds["bytes"])
-
-    async def engine(self) -> object:
-        """ONNX Runtime alone. It needs a thread too: a call on the event loop would stop everything else."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._pool, self._session.run, self._feeds, self._outputs
-        )
-
-    async def library(self) -> object:
-        """`ModelServer.infer` in this process."""
-        return await self._server.infer(self.model, None, self._feeds)
-
-    async def http(self) -> object:
-        """The device's API, binary tensors, on a kept connection."""
-        async with self._http.post(self._infer_url, data=self._body, headers=self._headers) as response:
-            answer = await response.read()
-            if response.status != 200:
-                raise RuntimeError(f"{response.status}: {answer[:200]!r}")
-            return answer
-
-
-def main() -> None:
-    uvloop.run(_main())
-
-
-async def _main() -> None:
-    engine, clock = OrtEngine(), SystemClock()
-    server = ModelServer(engine, Recorder(clock.now()), clock)
-    listener = await listen(inference_app(server), "127.0.0.1", 0)
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {MAGIKA: PATHS[0], ECHO: _echo(Path(folder) / "echo.onnx")}
-        async with aiohttp.ClientSession() as http:
-            rows: list[Row] = []
-            for model, path in paths.items():
-                session = engine.load(path)
-                await _switch(server, model, session, 0, path)
-                ways = Ways(model, session, server, listener.url, http)
-                rows += [row for callers in CALLERS for row in await _compare(ways, callers)]
-                if model == MAGIKA:
-                    rows += await _swaps(ways, server, session)
-    await listener.close()
-    await server.close()
-    write("agent", "Serving on the device", rows, _INTRO)
-
-
-_INTRO = """
-One row, answered by ONNX Runtime itself (in a thread pool), by `ModelServer.infer` in the same process, and by the HTTP
-API with binary tensors. `magika` is a real model of 3.2 MB; `echo` gives its input of 8 kB back, so its figures are the
-cost of the way alone. Engine, server and callers share one process, and the CPU figures hold all of them; medians over
-interleaved rounds. `added` is what a way costs on top of the engine. The swaps happen under a steady 20 requests a
-second over HTTP; the p99 ratio compares the time of the swaps with the same traffic without them.
+Batches: rows each second of one thread. The fixed sizes run in ONNX Runtime alone, already put together; the learned
+ones are those of 64 callers with one row each, through the library.
 """
 
 
-async def _compare(ways: Ways, callers: int) -> list[Row]:
-    calls: dict[str, Call] = {"engine": ways.engine, "library": ways.library, "HTTP": ways.http}
-    requests = REQUESTS_PER_ROUND[ways.model]
-    rounds: dict[str, list[Cost]] = {name: [] for name in calls}
-    for call in calls.values():
-        await _round(call, callers, requests)
-    for _ in range(ROUNDS):
-        for name, call in calls.items():
-            rounds[name].append(await _round(call, callers, requests))
-    who = f"{ways.model}, {callers} caller{'s' if callers > 1 else ''}"
-    rows = [_median(f"{who}: {name}, CPU", [cost.cpu_ms for cost in costs]) for name, costs in rounds.items()]
-    rows += [_median(f"{who}: {name}, time", [cost.wall_ms for cost in costs]) for name, costs in rounds.items()]
-    if ways.model == ECHO:
-        rows += [_added(f"{who}: added by the library, CPU", 0.25, rounds["library"], rounds["engine"])]
-        rows += [_added(f"{who}: added by HTTP and its client, CPU", 1.0, rounds["HTTP"], rounds["engine"])]
-    return rows
+def main() -> None:
+    if not load.installed():
+        sys.exit("wrk makes the load and is not installed; on Debian: apt-get install wrk")
+    chosen, kinds, busy = _models(), _kinds(), os.getloadavg()[0]
+    turns = Turns([turn for model in chosen for turn in _turns(model, kinds)])
+    measured = asyncio.run(_in_this_process()) if len(chosen) == len(models()) else None
+    peers = [kind.name for kind in kinds if kind.name != OURS]
+    if measured is None or os.environ.get("ONLY"):
+        print(page.body(turns, [], [], {model.name: model.about for model in chosen}))
+        return
+    small, *larger = [model.name for model in chosen]
+    rows = [*goals.of_turns(turns, small, larger, peers), *measured[0]]
+    text = page.body(turns, rows, measured[1], {model.name: model.about for model in chosen})
+    missing = [kind.name for kind in KINDS if kind not in kinds]
+    text = page.warnings(short=quick(), load=busy, missing=missing) + text
+    write("agent", "Serving on the device", [*rows, *goals.all_figures(turns)], INTRO, body=text)
 
 
-def _median(what: str, values: Sequence[float]) -> Row:
-    return figure(what, measured=statistics.median(values), unit="ms/request", command=COMMAND)
+def _turns(model: BenchModel, kinds: Sequence[Kind]) -> Iterator[Turn]:
+    """All rounds with one model."""
+    session = raw.session_of(model)
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as logs, contextlib.ExitStack() as running:
+        servers = [running.enter_context(_started(kind, model, Path(logs))) for kind in kinds]
+        for number in range(ROUNDS):
+            print(f"{model.name}: round {number + 1} of {ROUNDS}", file=sys.stderr, flush=True)
+            for name, threads in ((RAW_ONE, 1), (RAW_ALL, cores)):
+                yield Turn(number, model.name, name, 0, *raw.run(session, model, threads, TURN_S))
+            for server in servers:
+                with server.turn():
+                    load.offer(server.url, server.body, 8, 1)  # threads, caches and batches settle
+                    for clients in CLIENTS:
+                        yield _turn(number, model, server, clients)
 
 
-def _added(what: str, limit: float, costs: Sequence[Cost], bare: Sequence[Cost]) -> Row:
-    """Paired within a round, so that a slow moment of the machine does not count as overhead."""
-    added = statistics.median(own.cpu_ms - other.cpu_ms for own, other in zip(costs, bare, strict=True))
-    return _limit(what, limit, added, "ms/request")
+def _started(kind: Kind, model: BenchModel, logs: Path) -> Server:
+    """A server that answers."""
+    try:
+        return _ready(kind, model, logs)
+    except TimeoutError:
+        return _ready(kind, model, logs)  # somebody else may have taken its port before it did
 
 
-async def _round(call: Call, callers: int, requests: int) -> Cost:
-    each = requests // callers
-
-    async def caller() -> None:
-        for _ in range(each):
-            await call()
-
-    cpu, wall = _cpu_s(), time.perf_counter()
-    await asyncio.gather(*(caller() for _ in range(callers)))
-    count = each * callers
-    return Cost((_cpu_s() - cpu) * 1000 / count, (time.perf_counter() - wall) * 1000 / count)
+def _ready(kind: Kind, model: BenchModel, logs: Path) -> Server:
+    server = Server(kind, model, logs / kind.name)
+    try:
+        server.wait_ready()
+    except BaseException:
+        server.__exit__()
+        raise
+    return server
 
 
-async def _swaps(ways: Ways, server: ModelServer, session: OrtSession) -> list[Row]:
-    """Latencies under a steady rate: first alone, then while releases replace each other."""
-    idle = await _steady(ways.http, asyncio.sleep(IDLE_S))
-
-    async def swapping() -> None:
-        for number in range(1, SWAPS + 1):
-            await _switch(server, MAGIKA, session, number, PATHS[number % 2])
-            await asyncio.sleep(0.3)
-
-    busy = await _steady(ways.http, swapping())
-    ratio = _p99(busy.latencies_s) / _p99(idle.latencies_s)
-    return [
-        _limit(f"{SWAPS} swaps under traffic: failed requests", 0, busy.failed, f"of {busy.sent}"),
-        _limit(f"{SWAPS} swaps under traffic: p99 to idle p99", 3, ratio, "ratio"),
-        figure("idle p50", measured=statistics.median(idle.latencies_s) * 1000, unit="ms", command=COMMAND),
-        figure("idle p99", measured=_p99(idle.latencies_s) * 1000, unit="ms", command=COMMAND),
-        figure("p99 during swaps", measured=_p99(busy.latencies_s) * 1000, unit="ms", command=COMMAND),
-    ]
+def _turn(number: int, model: BenchModel, server: Server, clients: int) -> Turn:
+    server.settle()
+    before = server.cpu_s()
+    result = load.offer(server.url, server.body, clients, TURN_S)
+    return Turn(number, model.name, server.kind.name, clients, result, server.cpu_s() - before)
 
 
-class Traffic(NamedTuple):
-    """What steady callers saw."""
-
-    latencies_s: Sequence[float]
-    sent: int
-    failed: int
-
-
-async def _steady(call: Call, meanwhile: Awaitable[object]) -> Traffic:
-    """Send at a fixed rate (an open loop: a slow answer does not delay the next request) while `meanwhile` runs."""
-    latencies: list[float] = []
-    failures: list[BaseException] = []
-
-    async def one() -> None:
-        started = time.perf_counter()
-        try:
-            await call()
-        except (RuntimeError, aiohttp.ClientError) as error:
-            failures.append(error)
-        else:
-            latencies.append(time.perf_counter() - started)
-
-    background = asyncio.ensure_future(meanwhile)
-    requests = []
-    while not background.done():
-        requests.append(asyncio.create_task(one()))
-        await asyncio.sleep(1 / RATE_PER_S)
-    await asyncio.gather(background, *requests)
-    return Traffic(latencies, len(requests), len(failures))
+async def _in_this_process() -> tuple[list[Row], list[batching.Batched]]:
+    """What needs no other process: the library, batches, swaps."""
+    print("library, batches, swaps", file=sys.stderr, flush=True)
+    waits = [await library.compare(model, LIBRARY_REQUESTS) for model in models()]
+    batches = [await batching.compare(model, ROUNDS, TURN_S, LEARNING_S) for model in batched()]
+    swapping = await swaps.measure(models()[-1], SWAPS, IDLE_S)
+    return [*goals.of_library(waits), *goals.of_batching(batches), *goals.of_swaps(swapping)], batches
 
 
-async def _switch(server: ModelServer, model: ModelName, session: OrtSession, number: int, path: Path) -> None:
-    version = Version(str(number))
-    server.switch(await server.prepare(model, version, path, session.inputs, session.outputs))
-    await server.commit(model)
+def _models() -> list[BenchModel]:
+    names = _named("MODELS", [model.name for model in models()])
+    return [model for model in models() if not names or model.name in names]
 
 
-def _echo(path: Path) -> Path:
-    """A model whose output is its input, of the same type and shape as the real one's."""
-    tensors = [helper.make_tensor_value_info(name, TensorProto.INT32, ["n", 2048]) for name in ("bytes", "same")]
-    graph = helper.make_graph([helper.make_node("Identity", ["bytes"], ["same"])], "echo", tensors[:1], tensors[1:])
-    save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    return path
+def _kinds() -> list[Kind]:
+    names = _named("ONLY", [kind.name for kind in KINDS])
+    for kind in KINDS:
+        if not installed(kind):
+            print(f"{kind.name} is not installed, left out", file=sys.stderr)
+    return [kind for kind in KINDS if installed(kind) and (not names or kind.name in names)]
 
 
-def _binary_request(array: Array) -> tuple[bytes, dict[str, str]]:
-    data = array.tobytes()
-    tensor = {
-        "name": "bytes",
-        "shape": array.shape,
-        "datatype": "INT32",
-        "parameters": {"binary_data_size": len(data)},
-    }
-    header = msgspec.json.encode({"inputs": [tensor], "parameters": {"binary_data_output": True}})
-    return header + data, {HEADER_LENGTH: str(len(header))}
-
-
-def _cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def _p99(values: Sequence[float]) -> float:
-    return statistics.quantiles(values, n=100)[98]
-
-
-def _limit(what: str, limit: float, measured: float, unit: str) -> Row:
-    return at_most(what, limit, measured=measured, unit=unit, command=COMMAND)
+def _named(variable: str, known: Sequence[str]) -> set[str]:
+    names = set(filter(None, os.environ.get(variable, "").split(",")))
+    if unknown := names - set(known):
+        sys.exit(f"{variable} names {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    return names
 
 
 if __name__ == "__main__":

@@ -106,11 +106,14 @@ def _read_file(path: Path, known: tuple[Setting, ...], reference: str) -> dict[s
 
 def _converted(value: Any, setting: Setting, source: str) -> Any:
     is_text = isinstance(value, str)
-    if is_text and get_origin(get_args(setting.type)[0]) is tuple:
+    kind = get_origin(get_args(setting.type)[0])
+    if is_text and kind is tuple:
         value = [part.strip() for part in value.split(",")]
     try:
+        if is_text and kind is dict:
+            return msgspec.json.decode(value, type=setting.type)
         return msgspec.convert(value, type=setting.type, strict=not is_text, dec_hook=_as_path)
-    except msgspec.ValidationError as error:
+    except msgspec.DecodeError as error:
         raise InvalidInput(str(error), field=source, fix=setting.description) from error
 
 

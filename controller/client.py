@@ -14,7 +14,7 @@ import random
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -27,6 +27,7 @@ from common.artifact import ArtifactRef, Hasher
 from common.artifact.external import data_files
 from common.artifact.onnx_io import read_signature
 from common.artifact.selftest import Rule
+from common.artifact.serving import GivenServing
 from common.backoff import Backoff
 from common.errors import FerryError, NotFound, Unavailable
 from common.filesource import FileSource
@@ -37,6 +38,7 @@ from controller.resources import (
     CollectGarbage,
     CreateJoinToken,
     DeviceView,
+    GivenPipeline,
     GivenSelfTest,
     HealthView,
     JoinTokenCreated,
@@ -137,30 +139,43 @@ class FerryClient:
         variants: Mapping[str, Path],
         on_progress: Progress | None = None,
         self_tests: Mapping[str, SelfTestDraft] | None = None,
+        *,
+        pipelines: Mapping[str, GivenPipeline] | None = None,
+        custom_ops: Mapping[str, Sequence[Path]] | None = None,
+        serving: Mapping[str, GivenServing] | None = None,
+        references: Mapping[str, Path] | None = None,
     ) -> tuple[ReleaseView, bool]:
         """Upload files and make the release `model@version`; whether it is new. `Conflict` if it has other bytes.
 
         `variants` are ONNX files by variant; the files beside them that they keep weights in are found and sent too.
-        `self_tests` are by variant.
+        The rest is by variant: `custom_ops` are shared libraries, `references` files (`common.monitoring.reference`).
         """
-        tests = self_tests or {}
+        tests, libraries, usual = self_tests or {}, custom_ops or {}, references or {}
         builds = {name: build_of(file, f"variants.{name}") for name, file in variants.items()}
-        paths = [*(path for paths in builds.values() for path in paths), *(test.samples for test in tests.values())]
-        references = {path: reference_of(path) for path in paths}
+        groups = (*builds.values(), *libraries.values())
+        extra_paths = (*(test.samples for test in tests.values()), *usual.values())
+        paths = (*(path for paths in groups for path in paths), *extra_paths)
+        artifacts = {path: reference_of(path) for path in paths}
         request = PublishRelease(
             model=parse_model_name(model),
             version=parse_version(version),
-            variants={name: {path.name: references[path].digest for path in paths} for name, paths in builds.items()},
+            variants={name: {path.name: artifacts[path].digest for path in paths} for name, paths in builds.items()},
             self_tests={
                 name: GivenSelfTest(
-                    samples=references[test.samples].digest, rules=dict(test.rules), latency_max_s=test.latency_max_s
+                    samples=artifacts[test.samples].digest, rules=dict(test.rules), latency_max_s=test.latency_max_s
                 )
                 for name, test in tests.items()
             },
+            pipelines=dict(pipelines or {}),
+            custom_ops={
+                name: {path.name: artifacts[path].digest for path in paths} for name, paths in libraries.items()
+            },
+            serving=dict(serving or {}),
+            references={name: artifacts[path].digest for name, path in usual.items()},
         )
-        total = sum(artifact.size for artifact in references.values())
+        total = sum(artifact.size for artifact in artifacts.values())
         done = 0
-        for path, artifact in references.items():
+        for path, artifact in artifacts.items():
             if self._find_blob(artifact.digest) is None:
                 self._send_blob(path, artifact, _part_of(on_progress, done, total))
             done += artifact.size
@@ -169,7 +184,7 @@ class FerryClient:
         try:
             return self._publish(request)
         except NotFound:  # a blob that was here has been collected as garbage meanwhile
-            for path, artifact in references.items():
+            for path, artifact in artifacts.items():
                 self._send_blob(path, artifact, None)
             return self._publish(request)
 
@@ -181,10 +196,11 @@ class FerryClient:
         """One release."""
         return self._get(f"/v1/releases/{ref.model}/{ref.version}", ReleaseView)
 
-    def telemetry(self, ref: ReleaseRef, since_s: float) -> TelemetryView:
-        """What devices measured of a release in the last `since_s` seconds."""
+    def telemetry(self, ref: ReleaseRef, since_s: float, device: str | None = None) -> TelemetryView:
+        """What devices, or one device, measured of a release in the last `since_s` seconds."""
         path = f"/v1/releases/{ref.model}/{ref.version}/telemetry"
-        return self._get(path, TelemetryView, {"since_s": str(since_s)})
+        only = {} if device is None else {"device": device}
+        return self._get(path, TelemetryView, {"since_s": str(since_s), **only})
 
     def patches(self, target: Digest) -> Iterator[PatchView]:
         """What is known of patches that rebuild `target`."""

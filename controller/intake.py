@@ -13,7 +13,17 @@ from msgspec.structs import replace
 
 from common.errors import InvalidInput
 from common.ids import DeviceId
-from common.wire import Heartbeat, Message, Presence, ReportedModel, ReportedState, Telemetry, UpdateReport
+from common.monitoring.reference import is_counted_by
+from common.wire import (
+    Heartbeat,
+    Message,
+    Presence,
+    ReportedModel,
+    ReportedState,
+    Telemetry,
+    TelemetryWindow,
+    UpdateReport,
+)
 from controller.devices import Device
 from controller.store.port import Event, Transaction
 
@@ -69,9 +79,19 @@ def apply_reported(tx: Transaction, device_id: DeviceId, message: ReportedState,
 def apply_telemetry(tx: Transaction, device_id: DeviceId, message: Telemetry, now: float) -> bool:
     """Finished windows; windows that came before are not counted twice. It does not concern the reconciler."""
     device = _sender(tx, device_id, message)
-    tx.telemetry.add(device_id, message.windows)
+    windows = [_with_known_sketch(tx, window) for window in message.windows]
+    tx.telemetry.add(device_id, windows, message.device_windows or ())
     tx.devices.put(replace(device, last_seen=now))
     return False
+
+
+def _with_known_sketch(tx: Transaction, window: TelemetryWindow) -> TelemetryWindow:
+    """The window without a sketch that was counted by no reference of ours: nothing could be told from it."""
+    if window.sketch is None:
+        return window
+    reference = tx.telemetry.reference(window.sketch.reference)
+    known = reference is not None and is_counted_by(reference, window.sketch)
+    return window if known else replace(window, sketch=None)
 
 
 def _sender(tx: Transaction, device_id: DeviceId, message: Message) -> Device:

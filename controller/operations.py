@@ -147,7 +147,7 @@ def commit(
                     signer,
                     now=now,
                     changed=rollout.spec.release.model,
-                    terms=_terms(rollout.spec),
+                    terms=_terms(rollout.spec, going_back=isinstance(action, Revert)),
                     traceparent=traceparent,
                     ways=ways,
                 )
@@ -179,8 +179,15 @@ def _reassigned(tx: Transaction, model: ModelName, action: Notify | Revert) -> D
     return replace(device, assigned=assigned)
 
 
-def _terms(spec: RolloutSpec) -> Terms:
-    return Terms(probation_s=spec.probation_s, max_bytes=spec.max_bytes, on_exceed=spec.on_exceed)
+def _terms(spec: RolloutSpec, *, going_back: bool) -> Terms:
+    """What a release that is taken back is replaced by is proven, and wanted at once: it is not compared or shared."""
+    return Terms(
+        probation_s=spec.probation_s,
+        max_bytes=spec.max_bytes,
+        on_exceed=spec.on_exceed,
+        shadow=None if going_back else spec.shadow,
+        split=None if going_back else spec.split,
+    )
 
 
 def _request_patch(tx: Transaction, key: PatchKey, now: float) -> None:

@@ -10,13 +10,14 @@ the terms on which a model is taken. The ways to its files that are cheaper than
 from collections.abc import Iterable, Set
 
 import msgspec
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from common.artifact import ArtifactRef, ReleaseManifest, Variant, digest_of
 from common.errors import IntegrityFailure, TooLarge
 from common.ids import DeviceId, Digest, ModelName, ReleaseRef
 from common.trust import Signer, unverified_payload
-from common.wire import DesiredFile, DesiredModel, DesiredState, OnExceed, PatchOffer, encode
+from common.wire import DesiredFile, DesiredModel, DesiredState, OnExceed, PatchOffer, Shadow, Split, encode
 from common.wire.messages import DESIRED_PAYLOAD_TYPE
 from controller.devices import Device, choose_variant, next_generation, reported_model
 from controller.rollouts.ways import CHAIN_LENGTH_MAX, Catalogue, PartsList, offered, update_bytes
@@ -34,6 +35,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     probation_s: float = 30.0
     max_bytes: int | None = None
     on_exceed: OnExceed = "defer"
+    shadow: Shadow | None = None
+    split: Split | None = None
 
 
 PLAIN_TERMS = Terms()
@@ -209,6 +212,8 @@ def _desired_model(ways: Ways, device: Device, release: Release, order: int, ter
         probation_s=terms.probation_s,
         max_bytes=terms.max_bytes,
         on_exceed=terms.on_exceed,
+        shadow=terms.shadow or UNSET,
+        split=terms.split or UNSET,
     )
 
 
@@ -219,7 +224,13 @@ def _files(variant: Variant) -> tuple[tuple[str, ArtifactRef], ...]:
 
 
 def _terms_of(model: DesiredModel) -> Terms:
-    return Terms(probation_s=model.probation_s, max_bytes=model.max_bytes, on_exceed=model.on_exceed)
+    return Terms(
+        probation_s=model.probation_s,
+        max_bytes=model.max_bytes,
+        on_exceed=model.on_exceed,
+        shadow=model.shadow or None,
+        split=model.split or None,
+    )
 
 
 def _variant(device: Device, manifest: ReleaseManifest) -> str:

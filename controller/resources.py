@@ -15,9 +15,14 @@ import msgspec
 from msgspec import Meta
 
 from common import ids
+from common.artifact import TensorSpec
 from common.artifact.manifest import FILES_PER_VARIANT_MAX, VARIANTS_MAX, ArtifactRef, ReleaseManifest
+from common.artifact.pipeline import Steps
 from common.artifact.selftest import LATENCY_S_MAX, RULES_MAX, Rule
+from common.artifact.serving import GivenServing
 from common.ids import DeviceId, Digest, ModelName, Version
+from common.monitoring.accuracy import Accuracy
+from common.monitoring.drift import Drift, Verdict
 from common.trust import PublicKey
 from common.wire import Capabilities, Heartbeat, ReportedState
 from controller.devices import Presence
@@ -157,17 +162,32 @@ class GivenSelfTest(Request, frozen=True, kw_only=True):
     latency_max_s: Annotated[float, Meta(gt=0, le=LATENCY_S_MAX)] | None = None
 
 
+class GivenPipeline(Request, frozen=True, kw_only=True):
+    """The steps before and after the model of a variant, and the tensors that callers send and get."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    before: Steps = ()
+    after: Steps = ()
+
+
 class PublishRelease(Request, frozen=True, kw_only=True):
     """A release made of blobs that were uploaded before: variant -> file name -> digest.
 
     A variant is one ONNX file, whose name ends in `.onnx` if it has company, and exactly the files that it keeps
-    weights in (external data), under the names that it knows them by. `self_tests` are by variant.
+    weights in (external data), under the names that it knows them by. The rest is by variant: the shared libraries in
+    `custom_ops` as file name -> digest, `serving` as docs/reference/serving-file.md describes it, `references` as
+    digests of files that say how usual data is distributed (docs/reference/drift.md).
     """
 
     model: GivenModel
     version: GivenVersion
     variants: Annotated[dict[str, GivenFiles], Meta(min_length=1, max_length=VARIANTS_MAX)]
     self_tests: Annotated[dict[str, GivenSelfTest], Meta(max_length=VARIANTS_MAX)] = {}
+    pipelines: Annotated[dict[str, GivenPipeline], Meta(max_length=VARIANTS_MAX)] = {}
+    custom_ops: Annotated[dict[str, GivenFiles], Meta(max_length=VARIANTS_MAX)] = {}
+    serving: Annotated[dict[str, GivenServing], Meta(max_length=VARIANTS_MAX)] = {}
+    references: Annotated[dict[str, GivenDigest], Meta(max_length=VARIANTS_MAX)] = {}
 
 
 class ReleaseView(View, frozen=True, kw_only=True):
@@ -198,16 +218,46 @@ class PatchView(View, frozen=True, kw_only=True):
 
 
 class TelemetryQuery(Request, frozen=True, kw_only=True):
-    """`since_s` is how far back to look, in seconds."""
+    """`since_s` is how far back to look, in seconds; `device` keeps what one device measured."""
 
     since_s: Annotated[float, Meta(gt=0, le=TELEMETRY_S_MAX)] = TELEMETRY_S
+    device: str | None = None
+
+
+class RunsView(View, frozen=True, kw_only=True):
+    """Runs of the engine: `count` of them with `rows` rows in `seconds`. `by_rows` counts them by the rows in each: up
+    to 1, 2, 4, 8, 16, 32, 64, and more.
+    """
+
+    count: int
+    rows: int
+    seconds: float
+    by_rows: tuple[int, ...]
+
+
+class UsageView(View, frozen=True, kw_only=True):
+    """What the agents' processes used while the release was asked, whatever else they served: `cpu_s` seconds of CPU
+    time in `seconds`, over `devices`. `windows_lost` is telemetry that never came, `files_bad` are installed files that
+    went bad on a disk.
+    """
+
+    devices: int
+    seconds: float
+    cpu_s: float
+    rss_bytes_max: int
+    pss_bytes_max: int
+    windows_lost: int
+    files_bad: int
+    files_mended: int
 
 
 class TelemetryView(View, frozen=True, kw_only=True):
     """What devices measured of a release: requests, failures, and how long callers waited (seconds; null of nothing).
 
     The quantiles are estimates from histogram buckets. `errors` are requests that the release failed, whether or not
-    another release could answer in its place.
+    another release could answer in its place. `refused` (no room), `expired` (too late) and `cancelled` (the caller
+    left) requests were never run and are not in `requests`. `drift` has an entry for each reference that was counted
+    by: one, or one for each variant; `drift_verdict` is `inconclusive` without any.
     """
 
     model: ModelName
@@ -219,6 +269,17 @@ class TelemetryView(View, frozen=True, kw_only=True):
     p50_s: float | None
     p90_s: float | None
     p99_s: float | None
+    queue_p50_s: float | None
+    queue_p99_s: float | None
+    queue_max_s: float | None
+    refused: int
+    expired: int
+    cancelled: int
+    runs: RunsView
+    usage: UsageView
+    accuracy: Accuracy
+    drift_verdict: Verdict
+    drift: tuple[Drift, ...]
 
     @property
     def name(self) -> str:

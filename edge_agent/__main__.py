@@ -7,11 +7,12 @@ what, and what to do), 2 for a command line or a setting that cannot be.
 import argparse
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -69,7 +70,15 @@ def make_parser() -> argparse.ArgumentParser:
     status.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how (default: table)")
     doctor = commands.add_parser("doctor", allow_abbrev=False, help="say what is wrong here and what to do")
     doctor.add_argument("-o", "--output", choices=("table", "json"), default="table", help="how (default: table)")
-    for command, function in ((join, _join), (run, _run), (status, _status), (doctor, _doctor)):
+    plugin = commands.add_parser("plugin", allow_abbrev=False, help="the plug-ins that steps of a release can name")
+    actions = plugin.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    listing = actions.add_parser(
+        "list", allow_abbrev=False, help="list those that are installed, and the built-in ones"
+    )
+    digest = actions.add_parser("digest", allow_abbrev=False, help="print the digest of a plug-in's code")
+    digest.add_argument("plugin", metavar="NAME", help="the name of its entry point")
+    of_plugins = ((listing, _plugin_list), (digest, _plugin_digest))
+    for command, function in ((join, _join), (run, _run), (status, _status), (doctor, _doctor), *of_plugins):
         command.set_defaults(command=function)
         command.add_argument("--config", metavar="FILE", default="", help="settings in TOML (default: DATA/agent.toml)")
         _add_settings(command, everything=command is run)
@@ -141,18 +150,19 @@ def _run(options: argparse.Namespace, settings: AgentSettings) -> int:
 
 async def _serve(settings: AgentSettings, identity: "Identity", ready_file: Path | None) -> None:
     """Run the agent until it is told to stop, and let a service manager know how it is."""
-    from common.clock import SystemClock
-    from edge_agent.app import Agent
-    from edge_agent.running import Run, announced
-    from edge_agent.supervisor import Supervisor
-    from edge_agent.watchdog import Watchdog, starting, status
+    with _nothing_collected():
+        from common.clock import SystemClock
+        from edge_agent.app import Agent
+        from edge_agent.running import Run, announced
+        from edge_agent.supervisor import Supervisor
+        from edge_agent.watchdog import Watchdog, starting, status
 
-    agent, supervisor = Agent(settings, identity), Supervisor(os.environ)
-    told_to_stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
-    async with starting(supervisor):
-        await agent.start()
+        agent, supervisor = Agent(settings, identity), Supervisor(os.environ)
+        told_to_stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
+        async with starting(supervisor):
+            await agent.start()
     watching = asyncio.create_task(Watchdog(supervisor, agent.watched, SystemClock()).watch())
     try:
         run = Run(device=identity.device, pid=os.getpid(), inference_url=agent.inference_url, started_at=time.time())
@@ -164,6 +174,19 @@ async def _serve(settings: AgentSettings, identity: "Identity", ready_file: Path
         supervisor.tell("STOPPING=1", status("finishes what is under way"))
         watching.cancel()
         await agent.stop()
+
+
+@contextlib.contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """No search for garbage while the program loads, which makes none: it took a tenth of the start. Nor is what was
+    loaded searched later, when each search would hold up requests.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _status(options: argparse.Namespace, settings: AgentSettings) -> int:
@@ -183,6 +206,28 @@ def _doctor(options: argparse.Namespace, settings: AgentSettings) -> int:
     table = options.output == "table"
     _say(as_table(findings) if table else _as_json(as_document(findings)), sys.stdout)
     return EXIT_FAILURE if worst(findings) == "problem" else 0
+
+
+def _plugin_list(*_: object) -> int:
+    from common.pipelines.built_in import BUILT_IN
+    from common.pipelines.installed import digest_of_plugin, plugins
+
+    for name, version in sorted(BUILT_IN):
+        _say(f"{name} {version} built in", sys.stdout)
+    for plugin in plugins():
+        try:
+            code: object = digest_of_plugin(plugin)
+        except FerryError as error:
+            code = f"cannot be used: {error}"
+        _say(f"{plugin.name} {plugin.version} {code}", sys.stdout)
+    return 0
+
+
+def _plugin_digest(options: argparse.Namespace, _: AgentSettings) -> int:
+    from common.pipelines.installed import digest_of_plugin, find_plugin
+
+    _say(digest_of_plugin(find_plugin(options.plugin)), sys.stdout)
+    return 0
 
 
 def _as_json(document: object) -> str:

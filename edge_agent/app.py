@@ -25,11 +25,15 @@ from edge_agent.fetch import DesiredPoll, make_fetcher, open_session
 from edge_agent.fetch.session import tls_context
 from edge_agent.identity import Identity
 from edge_agent.inference.http import inference_app
+from edge_agent.inference.labels import Labels
 from edge_agent.inference.listening import listen
 from edge_agent.inference.live import LiveModels
 from edge_agent.inference.memory import Memory
 from edge_agent.inference.optimised import OptimisedModels
 from edge_agent.inference.ort import OrtEngine
+from edge_agent.inference.probing import ProbingEngine
+from edge_agent.inference.provider_memory import FILE_NAME as PROVIDERS_FILE
+from edge_agent.inference.provider_memory import ProviderMemory
 from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import FILE_NAME, Journal
 from edge_agent.machine import boot_number, capabilities
@@ -38,6 +42,7 @@ from edge_agent.slots import Slots, free_bytes
 from edge_agent.telemetry.recorder import Recorder
 from edge_agent.telemetry.spool import FILE_NAME as SPOOL_FILE
 from edge_agent.telemetry.spool import Spool
+from edge_agent.telemetry.usage import Findings, UsageMeter
 from edge_agent.update.pace import PaceLimits
 from edge_agent.vitals import CpuLoad, Vitals
 from edge_agent.watchdog import Pulse, Watched
@@ -68,6 +73,7 @@ class Agent:
         self._watched: Watched | None = None
         self._connected = False
         self._server: ModelServer | None = None
+        self._labels: Labels | None = None
         self.inference_url = ""
 
     async def start(self) -> None:
@@ -87,10 +93,20 @@ class Agent:
             raise Conflict("the agent has not started")
         return self._server
 
+    @property
+    def labels(self) -> Labels:
+        """What answers can be labelled; only after `start`."""
+        if self._labels is None:
+            raise Conflict("the agent has not started")
+        return self._labels
+
     def status(self) -> dict[str, Any]:
         """What `GET /status` on the inference API tells."""
         standing: dict[str, Any] = msgspec.to_builtins(self._standing()) if self._standing else {}
-        return {"device": self._identity.device, "connected": self._connected, **standing}
+        serving: list[Any] = msgspec.to_builtins(self._server.kept_terms()) if self._server else []
+        traffic = msgspec.to_builtins(self._server.traffic()) if self._server else {}
+        told = {"device": self._identity.device, "connected": self._connected}
+        return {**told, **standing, "serving": serving, "traffic": traffic}
 
     @property
     def watched(self) -> Watched:
@@ -105,15 +121,24 @@ class Agent:
         running.callback(journal.close)
         spool = Spool(settings.data / SPOOL_FILE, bytes_max=settings.telemetry_bytes_max)
         running.callback(spool.close)
-        recorder = Recorder(clock.now())
-        engine = OrtEngine()
+        recorder, findings = Recorder(clock.now()), Findings()
+        observed = self._observed(recorder, running)
+        native = settings.custom_ops == "allow"
+        providers = ProviderMemory(settings.data / PROVIDERS_FILE)
+        running.callback(providers.close)
+        engine = ProbingEngine(OrtEngine(custom_ops=native), settings.providers, providers)
         server = self._server = ModelServer(
             engine,
-            self._observed(recorder, running),
+            observed,
             clock,
             run_s_max=settings.inference_s_max,
+            sample_interval_s=settings.sample_interval_s,
+            batch_bytes_max=settings.batch_bytes_max,
+            cache_bytes_max=settings.cache_bytes_max,
+            changes=settings.models,
             on_demand=lambda model: self._cold(model).mode != "resident",
         )
+        labels = self._labels = Labels(observed, clock, settings.label_s_max)
         running.push_async_callback(server.close)
         session = await running.enter_async_context(open_session(identity.device_token, settings.ca_file))
         link = self._make_link(journal)
@@ -132,6 +157,8 @@ class Agent:
                 models_max=settings.models_max,
             ),
             boot=boot_number(),
+            custom_ops=native,
+            findings=findings,
             optimised=self._optimised(engine),
             live=LiveModels(),
             cold=self._cold,
@@ -144,7 +171,7 @@ class Agent:
         await executor.start()
         running.push_async_callback(executor.stop)
         listener = await listen(
-            inference_app(server, self.status),
+            inference_app(server, self.status, labels=labels),
             *parse_address(settings.inference_listen, "inference_listen"),
             settings.inference_socket,
         )
@@ -160,6 +187,7 @@ class Agent:
             journal=journal,
             recorder=recorder,
             spool=spool,
+            usage=UsageMeter(clock.now(), findings),
             vitals=Vitals(settings.data, clock),
             clock=clock,
             chance=self._chance,
@@ -169,7 +197,7 @@ class Agent:
         running.push_async_callback(self._conversation.stop)
         self._watched = self._make_watched(server, journal, (executor, link, self._conversation))
 
-    def _optimised(self, engine: OrtEngine) -> OptimisedModels | None:
+    def _optimised(self, engine: ProbingEngine) -> OptimisedModels | None:
         settings = self._settings
         if not settings.optimised_bytes_max:
             return None

@@ -5,14 +5,17 @@ else, for the system's own agent, the one in /etc/ferry-agent that the Debian pa
 What the device is (its id, its credentials, its controller) is no setting: see `edge_agent.identity`.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
+from common.artifact.serving import ServingChanges
+from common.ids import MODEL_NAME, ModelName
 from common.settings import Setting, load, parse_address, settings_of
 from edge_agent.fetch import FetchLimits
 
@@ -35,11 +38,11 @@ def default_data(environment: Mapping[str, str] = os.environ) -> Path:
     return Path(state) / "ferry-agent"
 
 
-class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ModelSettings(ServingChanges, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """What the owner sets for one model: a table `[models.NAME]` of the file."""
 
-    cold_start: ColdStartMode | None = None
-    idle_s: Annotated[float, Meta(gt=0)] | None = None
+    cold_start: ColdStartMode | UnsetType = UNSET
+    idle_s: Annotated[float, Meta(gt=0)] | UnsetType = UNSET
 
 
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -83,6 +86,46 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "list in the file, separated by commas elsewhere.",
         ),
     ] = ("default",)
+    custom_ops: Annotated[
+        Literal["allow", "refuse"],
+        Meta(
+            description="Whether releases may bring shared libraries with operators of their own. That is native code "
+            "that runs with all rights of the agent; `refuse` rejects such releases."
+        ),
+    ] = "refuse"
+    batch_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Most bytes of inputs and answers of requests that run together as one batch; a larger request "
+            "runs alone. What the engine needs beside them is in proportion.",
+        ),
+    ] = 16 * MIB
+    cache_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Most bytes of answers that are kept in memory for equal requests, of all models together; "
+            "only those models keep any whose release asks for it. 0: none.",
+        ),
+    ] = 64 * MIB
+    models: Annotated[
+        dict[Annotated[ModelName, Meta(pattern=f"^{MODEL_NAME.pattern}$")], ModelSettings],
+        Meta(
+            description="What holds for single models: `cache_bytes`, `routes` and `padding` otherwise than a release "
+            "says (docs/reference/serving-file.md), `cold_start` and `idle_s` otherwise than these settings. A table "
+            "`[models.NAME]` in the file, JSON elsewhere."
+        ),
+    ] = {}
+    providers: Annotated[
+        tuple[str, ...],
+        Meta(
+            min_length=1,
+            description="Execution providers of ONNX Runtime that releases may run on. With more than the CPU's, each "
+            "new release is tried on all that this runtime has, and runs on the fastest that answers as the CPU does. "
+            "A list in the file, separated by commas elsewhere.",
+        ),
+    ] = ("CPUExecutionProvider",)
     heartbeat_s: Annotated[
         float, Meta(ge=0, le=20, description="Seconds between heartbeats. 0: as the controller said at the join.")
     ] = 0.0
@@ -105,6 +148,24 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             ge=64 * 1024, description="Most telemetry kept on the disk while offline, in bytes; the oldest goes first."
         ),
     ] = 8 * MIB
+    drift_requests_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=256,
+            description="Most requests of a telemetry window, to each release that carries a reference, of which "
+            "numbers are counted to find drift; only the counts are sent. 0: none.",
+        ),
+    ] = 64
+    label_s_max: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86_400,
+            description="How long after an answer its true label may be reported, in seconds; what was predicted is "
+            "kept in memory until then. 0: no labels.",
+        ),
+    ] = 3600.0
     mqtt_bytes_max: Annotated[
         int, Meta(ge=0, description="Largest artifact that is fetched over MQTT, in bytes; 0: all over HTTP.")
     ] = MIB
@@ -164,10 +225,6 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     idle_s: Annotated[
         float, Meta(gt=0, description="Seconds without a request after which such a model leaves the memory.")
     ] = 300.0
-    models: Annotated[
-        dict[str, ModelSettings],
-        Meta(description="`cold_start` and `idle_s` of single models: a table `[models.NAME]` each, in the file only."),
-    ] = {}
     scrub_interval_s: Annotated[
         float,
         Meta(
@@ -196,6 +253,11 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def __post_init__(self) -> None:
         parse_address(self.inference_listen, "inference_listen")
+
+    @property
+    def sample_interval_s(self) -> float:
+        """Between two requests to a release that are sampled for drift: they are spread over the window."""
+        return self.telemetry_s / self.drift_requests_max if self.drift_requests_max else math.inf
 
     def fetch_limits(self) -> FetchLimits:
         """The limits that downloads keep to."""

@@ -15,12 +15,14 @@ import random
 from collections.abc import Callable, Coroutine
 
 import msgspec
+from msgspec import UNSET
 
 from common.backoff import Backoff
 from common.clock import Clock
 from common.errors import FerryError
 from common.ids import DeviceId
-from common.wire import ReportedState, Telemetry
+from common.wire import DeviceWindow, ReportedState, Telemetry, TelemetryWindow
+from common.wire.codec import BYTES_MAX
 from common.wire.messages import WINDOWS_PER_MESSAGE_MAX
 from edge_agent.broker import AgentLink
 from edge_agent.executor import Executor
@@ -28,6 +30,7 @@ from edge_agent.fetch import DesiredPoll, Envelope
 from edge_agent.journal import Journal
 from edge_agent.telemetry.recorder import Recorder
 from edge_agent.telemetry.spool import Spool
+from edge_agent.telemetry.usage import UsageMeter
 from edge_agent.vitals import Vitals
 
 logger = logging.getLogger(__name__)
@@ -37,6 +40,9 @@ NOT_MODIFIED = "not_modified"
 
 POLL_SPREAD = 0.25
 """Polls come up to this share early or late, so that a fleet that started together does not ask together."""
+
+WINDOWS_BYTES_MAX = BYTES_MAX[Telemetry] - 4096
+"""Windows of one message together: the rest is for what is around them, their separators included."""
 
 HERD_S = 2.0
 """When MQTT comes or goes, it does so for the whole fleet: the polls that this causes are spread over this time."""
@@ -64,6 +70,7 @@ class Conversation:
         journal: Journal,
         recorder: Recorder,
         spool: Spool,
+        usage: UsageMeter,
         vitals: Vitals,
         clock: Clock,
         chance: random.Random,
@@ -76,6 +83,7 @@ class Conversation:
         self._journal = journal
         self._recorder = recorder
         self._spool = spool
+        self._usage = usage
         self._vitals = vitals
         self._clock = clock
         self._chance = chance
@@ -175,17 +183,26 @@ class Conversation:
             logger.debug("telemetry stays on the disk: %s", error)
 
     def _keep_windows(self) -> None:
-        self._spool.add(self._recorder.cut(self._clock.now()))
+        now = self._clock.now()
+        self._spool.add([*self._recorder.cut(now), self._usage.cut(now, self._spool.lost)])
 
     async def _send_windows(self) -> bool:
         """One message of the oldest windows; whether there may be more."""
-        spooled = await asyncio.to_thread(self._spool.peek, WINDOWS_PER_MESSAGE_MAX)
+        spooled = await asyncio.to_thread(self._spool.peek, WINDOWS_PER_MESSAGE_MAX, WINDOWS_BYTES_MAX)
         if not spooled:
             return False
-        windows = tuple(entry.window for entry in spooled)
-        await self._link.publish(Telemetry(device=self._device, epoch=0, seq=0, sent_at=0.0, windows=windows))
+        windows = [entry.window for entry in spooled]
+        message = Telemetry(
+            device=self._device,
+            epoch=0,
+            seq=0,
+            sent_at=0.0,
+            windows=tuple(window for window in windows if isinstance(window, TelemetryWindow)),
+            device_windows=tuple(window for window in windows if isinstance(window, DeviceWindow)) or UNSET,
+        )
+        await self._link.publish(message)
         await asyncio.to_thread(self._spool.drop, [entry.id for entry in spooled])
-        return len(spooled) == WINDOWS_PER_MESSAGE_MAX
+        return len(self._spool) > 0
 
     async def _polls(self) -> None:
         spread = 1 + POLL_SPREAD * (2 * self._chance.random() - 1)

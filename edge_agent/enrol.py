@@ -117,7 +117,9 @@ async def _ask(pending: PendingJoin, ca_file: Path | None) -> JoinAnswer:
         async with (
             asyncio.timeout(JOIN_TIMEOUT_S),
             open_session(pending.join.token, ca_file) as session,
-            session.post(url, data=pending.body.encode(), headers=headers, allow_redirects=False) as response,
+            (await session.client()).post(
+                url, data=pending.body.encode(), headers=headers, allow_redirects=False
+            ) as response,
         ):
             body = await response.content.read(ANSWER_BYTES_MAX)
             status = response.status

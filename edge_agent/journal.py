@@ -28,8 +28,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from sqlite_utils import Database
-from sqlite_utils.migrations import Migrations
 
 from common.durable import make_folder, move, remove, write_file
 from common.errors import Conflict, IntegrityFailure, StorageFailed, StorageFull
@@ -47,16 +45,19 @@ FIX = "make its disk writable again; what is installed keeps running, nothing wa
 BUSY_S = 10.0
 """How long to wait for `ferry-agent status`, which reads the same file."""
 
-migrations = Migrations("journal")
-
-
-@migrations()
-def create_tables(db: Database) -> None:
-    db.table("models").create({"model": str, "state": str}, pk="model", strict=True)
-    db.table("numbers").create({"name": str, "value": int}, pk="name", strict=True)
-    db.table("orders").create(
-        {"id": int, "generation": int, "etag": str, "envelope": bytes}, pk="id", not_null={"envelope"}, strict=True
-    )
+TABLES = """
+CREATE TABLE IF NOT EXISTS models (model TEXT PRIMARY KEY, state TEXT) STRICT;
+CREATE TABLE IF NOT EXISTS numbers (name TEXT PRIMARY KEY, value INTEGER) STRICT;
+CREATE TABLE IF NOT EXISTS orders
+    (id INTEGER PRIMARY KEY, generation INTEGER, etag TEXT, envelope BLOB NOT NULL) STRICT;
+"""
+# Upserts, because a replaced row would lose the columns of a later format.
+SAVE_MODEL = "INSERT INTO models (model, state) VALUES (?, ?) ON CONFLICT DO UPDATE SET state = excluded.state"
+SAVE_NUMBER = "INSERT INTO numbers (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value"
+SAVE_ORDER = """
+INSERT INTO orders (id, generation, etag, envelope) VALUES (1, ?, ?, ?) ON CONFLICT DO UPDATE
+SET generation = excluded.generation, etag = excluded.etag, envelope = excluded.envelope
+"""
 
 
 class AcceptedOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,7 +118,7 @@ class Journal:
             logger.error("the journal is damaged; a new one is begun", extra={"reason": str(error)})  # noqa: TRY400
             self._db = self._begin_anew()
 
-    def _begin_anew(self) -> Database:
+    def _begin_anew(self) -> sqlite3.Connection:
         path = self._path
         move(path, path.with_name(path.name + UNREADABLE))
         for suffix in ("-wal", "-shm"):
@@ -151,14 +152,14 @@ class Journal:
     def load(self) -> dict[ModelName, ModelState]:
         """What is known of every model."""
         with self._lock:
-            rows = list(self._db.table("models").rows)
-        states = (_state(row["state"]) for row in rows)
+            rows = self._db.execute("SELECT state FROM models").fetchall()
+        states = (_state(text) for (text,) in rows)
         return {state.model: state for state in states if state is not None}
 
     def save(self, state: ModelState) -> None:
         """Remember `state` instead of what was known of the model."""
-        row = {"model": state.model, "state": msgspec.json.encode(state).decode()}
-        self._write(lambda db: db.table("models").upsert(row, pk="model"))
+        row = (state.model, msgspec.json.encode(state).decode())
+        self._write(lambda db: db.execute(SAVE_MODEL, row))
 
     def forget(self, model: ModelName) -> None:
         """Remember nothing of a retired model."""
@@ -168,8 +169,8 @@ class Journal:
     def order(self) -> AcceptedOrder | None:
         """The newest accepted order."""
         with self._lock:
-            rows = list(self._db.query("SELECT generation, etag, envelope FROM orders WHERE id = 1"))
-        return AcceptedOrder(**rows[0]) if rows else None
+            row = self._db.execute("SELECT generation, etag, envelope FROM orders WHERE id = 1").fetchone()
+        return AcceptedOrder(generation=row[0], etag=row[1], envelope=row[2]) if row else None
 
     @property
     def generation(self) -> int:
@@ -182,9 +183,9 @@ class Journal:
         if not is_newer(order.generation, highest):
             raise Conflict(f"generation {order.generation} is not above {highest}", field="generation")
 
-        def write(db: Database) -> None:
-            db.table("orders").upsert({"id": 1, **msgspec.to_builtins(order, builtin_types=(bytes,))}, pk="id")
-            db.table("numbers").upsert({"name": "generation", "value": order.generation}, pk="name")
+        def write(db: sqlite3.Connection) -> None:
+            db.execute(SAVE_ORDER, (order.generation, order.etag, order.envelope))
+            db.execute(SAVE_NUMBER, ("generation", order.generation))
 
         self._write(write)
         with contextlib.suppress(StorageFull, OSError):  # only of use when the journal is lost
@@ -213,26 +214,25 @@ class Journal:
         except (StorageFull, StorageFailed) as error:
             logger.warning("the journal could not be written and goes on in memory", extra={"reason": str(error)})
 
-    def _write(self, work: Callable[[Database], object]) -> None:
+    def _write(self, work: Callable[[sqlite3.Connection], object]) -> None:
         if self._copy is not None:
             raise StorageFailed(f"the journal in {self._path.parent} cannot be written", fix=FIX)
         try:
             with self._lock:
-                with self._db.atomic():
-                    rows = [{"name": name, "value": value} for name, value in self._unwritten.items()]
-                    self._db.table("numbers").upsert_all(rows, pk="name")
+                with self._db:
+                    self._db.executemany(SAVE_NUMBER, self._unwritten.items())
                     work(self._db)
                 self._unwritten.clear()
         except sqlite3.OperationalError as error:
             raise _refusal(error, self._path) from error
 
 
-def _open(path: Path) -> Database:
-    database = Database(sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False))
+def _open(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=BUSY_S, check_same_thread=False)
     try:
-        database.enable_wal()
+        database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
-        migrations.apply(database)
+        database.executescript(TABLES)
         (verdict,) = database.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)  # noqa: TRY301

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from common.artifact.tensors import Array
 from common.errors import Conflict
@@ -25,8 +25,10 @@ from edge_agent import loops
 from edge_agent.app import Agent
 from edge_agent.config import AgentSettings, load_settings
 from edge_agent.identity import load_identity
+from edge_agent.inference.labels import Label, Labelled, Scalar
 from edge_agent.inference.requests import Inference
 from edge_agent.inference.serving import ModelServer, Served
+from edge_agent.inference.sides import Wish
 from edge_agent.running import sole_user
 
 
@@ -84,15 +86,27 @@ class Device:
         version: str | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        side: Literal["", "candidate", "stable"] = "",
+        key: str = "",
+        request_id: str = "",
     ) -> Inference:
         """The answer to `inputs` (name to array of the declared type and shape), with the version that gave it.
 
         `outputs` picks some by name; `priority` is 1 (first) to 9, 0 the default; a request that could not be started
-        within `timeout_s` never is. Raises `NotFound`, `InvalidInput`, `Overloaded`, `DeadlineExceeded` and
-        `EngineFailure`, as `ModelServer.infer` does.
+        within `timeout_s` never is; `parameters` are for the rules of the release; with a `request_id` the answer can
+        be given its `label` later. While an update splits the requests, `side` says who shall answer this one, and all
+        with the same `key` are answered by the same side.
+
+        Raises `NotFound`, `InvalidInput`, `Overloaded`, `DeadlineExceeded` and `EngineFailure`, as `ModelServer.infer`
+        does.
         """
         named = ModelName(model), Version(version) if version else None
-        return self._server().infer_here(*named, inputs, outputs, priority=priority, timeout_s=timeout_s)
+        answer = self._server().infer_here(
+            *named, inputs, outputs, priority=priority, timeout_s=timeout_s, parameters=parameters, wish=Wish(side, key)
+        )
+        self._running().labels.remember(named[0], request_id, answer)
+        return answer
 
     async def infer_async(
         self,
@@ -103,11 +117,40 @@ class Device:
         version: str | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        side: Literal["", "candidate", "stable"] = "",
+        key: str = "",
+        request_id: str = "",
     ) -> Inference:
         """`infer` for coroutines, on any event loop. Cancelling it takes a request that waits along."""
         named = ModelName(model), Version(version) if version else None
-        future = self._server().submit(*named, inputs, outputs, priority=priority, timeout_s=timeout_s)
-        return await asyncio.wrap_future(future)
+        future = self._server().submit(
+            *named, inputs, outputs, priority=priority, timeout_s=timeout_s, parameters=parameters, wish=Wish(side, key)
+        )
+        answer = await asyncio.wrap_future(future)
+        self._running().labels.remember(named[0], request_id, answer)
+        return answer
+
+    def label(
+        self,
+        model: str,
+        request_id: str,
+        label: Scalar | Sequence[Scalar],
+        *,
+        output: str = "",
+        tolerance: float | None = None,
+        version: str | None = None,
+    ) -> Labelled:
+        """Say what was right for the request `request_id`: the class, the text or the number, one or one for each row.
+
+        `output` may be left out where only one could be meant; a number is right within `tolerance`. Labelling again
+        counts nothing. Raises `NotFound` for an answer that is not remembered (any more), or that another release than
+        `version` gave, and `InvalidInput` for a label that cannot be compared with it.
+        """
+        one_or_many = label if isinstance(label, Scalar) else tuple(label)
+        given = Label(id=request_id, label=one_or_many, output=output, tolerance=tolerance)
+        only = Version(version) if version else None
+        return self._running().labels.label(ModelName(model), only, [given])
 
     def models(self) -> tuple[Served, ...]:
         """Every release that can answer, by model name, the current one first."""

@@ -6,7 +6,7 @@ async with FaultProxy(server_port) as proxy:
     proxy.refuse = True             # reset every new connection
     proxy.stall = True              # take bytes, pass none on, in both directions (a half-open line)
     proxy.stall_after = 10_000      # do that of its own accord once it has brought so many bytes to clients
-    proxy.truncate_after = 10_000   # reset each new connection once it has brought so many bytes to the client
+    proxy.truncate_after = 10_000   # close each new connection once it has brought so many bytes to the client
     proxy.delay_s = 0.05            # hold each piece back that long, in both directions
 """
 
@@ -105,7 +105,9 @@ class FaultProxy:
                     self.stall = True
                 if left is not None:
                     left -= len(piece)
-                    if left <= 0:
+                    if left <= 0:  # not reset: that would throw away what the client has not read yet
+                        writer.close()
+                        await writer.wait_closed()
                         return
             writer.write_eof()
             await writer.drain()

@@ -14,11 +14,14 @@ from typing import Any, get_args
 import msgspec
 
 from common.artifact import manifest
+from common.monitoring import sketch
 from common.settings import Setting
-from common.wire import codec, messages, topics
+from common.wire import codec, messages, topics, traffic
 from controller.config import all_settings
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
+PARTS = (messages, traffic)
+"""The modules that messages are described in."""
 HOW_MADE = "<!-- Generated from the code: change it there, then run `python -m tests.reference_pages`. -->"
 
 
@@ -97,7 +100,7 @@ def wire_page() -> str:
             "",
             "| limit | value |",
             "| --- | --- |",
-            *(f"| `{name}` | {value:,} |" for name, value in vars(messages).items() if name.endswith("_MAX")),
+            *(f"| `{name}` | {value:,} |" for name, value in _limits()),
             "",
             "## Types",
             "",
@@ -107,7 +110,9 @@ def wire_page() -> str:
             "",
             "`Digest` is `sha256:` and 64 lower-case hex digits. The histogram's bounds, `LATENCY_BOUNDS_S`, are "
             + ", ".join(f"{bound:g}" for bound in messages.LATENCY_BOUNDS_S)
-            + " seconds.",
+            + " seconds; those of rows in a run, `RUN_ROWS_BOUNDS`, are "
+            + ", ".join(map(str, messages.RUN_ROWS_BOUNDS))
+            + ".",
             "",
             "## Messages",
             "",
@@ -118,7 +123,7 @@ def wire_page() -> str:
 
 def _parts(sent: list[type[messages.Message]]) -> list[type[msgspec.Struct]]:
     """The structs inside the messages, in the order of the source."""
-    everything = [*vars(messages).values(), manifest.ArtifactRef]
+    everything = [*vars(messages).values(), manifest.ArtifactRef, sketch.FeatureCounts]
     structs = [entry for entry in everything if inspect.isclass(entry) and issubclass(entry, msgspec.Struct)]
     known = {messages.Message, messages.Sequenced, *sent}
     return list(dict.fromkeys(entry for entry in structs if entry not in known and entry is not msgspec.Struct))
@@ -148,8 +153,12 @@ def _text(node: ast.stmt | None) -> str:
     return ""
 
 
+def _limits() -> Iterator[tuple[str, int]]:
+    return ((name, value) for module in PARTS for name, value in vars(module).items() if name.endswith("_MAX"))
+
+
 def _aliases() -> Iterator[tuple[str, str]]:
-    for entry in ast.parse(inspect.getsource(messages)).body:
+    for entry in (entry for module in PARTS for entry in ast.parse(inspect.getsource(module)).body):
         if isinstance(entry, ast.Assign) and isinstance(entry.value, ast.Subscript):
             (name,) = entry.targets
             yield ast.unparse(name), ast.unparse(entry.value)

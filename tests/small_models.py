@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from common.artifact.manifest import TensorSpec
 from common.artifact.onnx_io import DATATYPES, OPEN_AXIS
+from common.artifact.tensor_spec import TensorSpec
 
 Axes = Sequence[int | str | None] | None
 

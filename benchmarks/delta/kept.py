@@ -21,7 +21,8 @@ from common.filesource import FileSource
 
 FOLDER = ROOT / ".demo" / "bench-delta"
 DRIVERS = ("benchmarks/delta/peers.py", "benchmarks/delta/workers.py", "benchmarks/delta/launched.py")
-CODEC = ("common/artifact", "common/delta")
+READERS = ("digest", "protobuf", "source", "weights")
+"""What the codec uses of `common.artifact`, but for the two fields of a reference."""
 OF_THE_CODEC = (OURS, OURS_ZSTD_ONLY, XDELTA3)
 
 
@@ -56,7 +57,8 @@ def _path(pair: Pair, tool: Tool) -> Path:
 def _key(pair: Pair, tool: Tool) -> str:
     code = [ROOT / path for path in DRIVERS]
     if tool.name in OF_THE_CODEC:
-        code += [path for folder in CODEC for path in sorted((ROOT / folder).rglob("*.py"))]
+        code += [ROOT / "common/artifact" / f"{reader}.py" for reader in READERS]
+        code += sorted((ROOT / "common/delta").rglob("*.py"))
     parts = [tool.name, *(digest_of(path.read_bytes()) for path in code)]
     for path in (pair.old, pair.new):
         with FileSource(path) as source:

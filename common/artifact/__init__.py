@@ -4,11 +4,11 @@ from common.artifact.digest import Hasher, digest_of, hex_of
 from common.artifact.manifest import (
     ArtifactRef,
     ReleaseManifest,
-    TensorSpec,
     Variant,
     decode_manifest,
     encode_manifest,
 )
+from common.artifact.tensor_spec import TensorSpec
 
 __all__ = [
     "ArtifactRef",

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from common.artifact.manifest import TensorSpec
 from common.artifact.samples import Sample
 from common.artifact.selftest import Close, Exact, Rule, SelfTest, Top1
+from common.artifact.tensor_spec import TensorSpec
 from common.artifact.tensors import Array, accepts, check_feeds, datatype_of, describe, in_words
 from common.errors import InvalidInput
 

@@ -7,7 +7,9 @@ envelope (`common.trust`), which is itself an artifact.
 
 A variant is one ONNX file and the files that it keeps weights in (external data), each under the name by which the ONNX
 file refers to it: a plain name, so that a device may use it inside a folder of its own as it stands. It may carry a
-self-test: one file more, with samples, which devices that know no self-tests take along like any other.
+self-test and a reference for drift: one file more each, which devices that know nothing of them take along like any
+other. It may declare steps around the model (`pipeline`), name shared libraries with operators of its own
+(`custom_ops`) among its files, and say how it is served (`common.artifact.serving`).
 """
 
 from typing import Annotated
@@ -15,7 +17,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from common.artifact.pipeline import Pipeline
 from common.artifact.selftest import SelfTest
+from common.artifact.serving import ServingTerms
+from common.artifact.tensor_spec import TensorSpec
 from common.errors import IntegrityFailure
 from common.ids import Digest, ModelName, ReleaseRef, Version
 
@@ -35,17 +40,11 @@ class ArtifactRef(msgspec.Struct, frozen=True, order=True):
     size: Annotated[int, Meta(ge=0)]
 
 
-class TensorSpec(msgspec.Struct, frozen=True):
-    """One input or output; `datatype` as in the Open Inference Protocol V2 (`FP32`...), -1 for an open axis."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-
-
 class Variant(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One build of the release: `files` by name, `model` the name of the ONNX file, the others its external data and
-    the samples of its self-test.
+    """One build of the release: `files` by name, `model` the name of the ONNX file, the others its external data, the
+    samples of its self-test, the `reference` for drift (`common.monitoring`), and libraries with `custom_ops`.
+
+    `inputs` and `outputs` are what callers send and get: with a `pipeline` not those of the ONNX file.
     """
 
     files: Annotated[
@@ -56,13 +55,17 @@ class Variant(msgspec.Struct, frozen=True, omit_defaults=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     self_test: SelfTest | None = None
+    pipeline: Pipeline | None = None
+    custom_ops: tuple[str, ...] = ()
+    serving: ServingTerms | None = None
+    reference: Annotated[str, Meta(min_length=1)] | None = None
 
     def __post_init__(self) -> None:
-        for name in (self.model, *((self.self_test.samples,) if self.self_test else ())):
+        for name in self._named:
             if name not in self.files:
                 raise ValueError(f"there is no file {name[:80]!r} among the files")
-        if self.self_test and self.self_test.samples == self.model:
-            raise ValueError("the samples of the self-test are the model itself")
+        if len(set(self._named)) != len(self._named):
+            raise ValueError("one file is named as two of the model, the samples, the reference and the libraries")
 
     @property
     def artifact(self) -> ArtifactRef:
@@ -72,8 +75,18 @@ class Variant(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def data_files(self) -> tuple[str, ...]:
         """The names of the files that the ONNX file keeps weights in, in order."""
-        samples = self.self_test.samples if self.self_test else None
-        return tuple(sorted(self.files.keys() - {self.model, samples}))
+        return tuple(sorted(self.files.keys() - set(self._named)))
+
+    @property
+    def extra_files(self) -> tuple[str, ...]:
+        """The names of the files that the model does without: the samples of the self-test, the reference."""
+        samples = (self.self_test.samples,) if self.self_test else ()
+        return (*samples, self.reference) if self.reference else samples
+
+    @property
+    def _named(self) -> tuple[str, ...]:
+        """Every file that has a part of its own."""
+        return (self.model, *self.extra_files, *self.custom_ops)
 
     @property
     def size(self) -> int:

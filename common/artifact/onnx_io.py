@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 import msgspec
 
 from common.artifact.external import ExternalTensor
-from common.artifact.manifest import TensorSpec
 from common.artifact.parts import PART_BYTES_MIN
 from common.artifact.protobuf import LEN, VARINT, Field, Malformed, Span, WireReader, signed
 from common.artifact.source import ByteSource
+from common.artifact.tensor_spec import TensorSpec
 from common.errors import InvalidInput
 
 NAME_BYTES_MAX = 1024

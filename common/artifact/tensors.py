@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.artifact.manifest import TensorSpec
+from common.artifact.tensor_spec import TensorSpec
 from common.errors import InvalidInput
 
 Array = NDArray[Any]

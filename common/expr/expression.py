@@ -4,9 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-import cel
-
 from common.errors import InvalidInput, TooLarge
+from common.expr.engine import cel
 from common.expr.outline import Outline
 
 EXPRESSION_CHARS_MAX = 1024
@@ -29,10 +28,14 @@ _SPELLINGS = {"and": "&&", "or": "||", "not": "!", "=": "==", "&": "&&", "|": "|
 
 
 class Expression:
-    """A compiled expression; make it with `compile_expression`. It has no state and can be shared between threads."""
+    """A compiled expression; make it with `compile_expression`. It has no state and can be shared between threads.
 
-    def __init__(self, text: str, program: cel.Program, field: str) -> None:
+    `names` are those of the facts that it speaks of: `matches` needs no others.
+    """
+
+    def __init__(self, text: str, program: cel.Program, field: str, names: frozenset[str]) -> None:
         self.text = text
+        self.names = names
         self._program = program
         self._field = field
 
@@ -75,7 +78,7 @@ def compile_expression(text: str, names: frozenset[str], field: str = "selector"
     references = program.references()
     _check_names(outline, references["variables"], names, field)
     _check_functions(outline, references["functions"], field)
-    return Expression(text, program, field)
+    return Expression(text, program, field, names.intersection(references["variables"]))
 
 
 def _check_cost(outline: Outline, field: str) -> None:

@@ -7,10 +7,12 @@ kind within an epoch: `(device, epoch, seq)` names a message once and for all.
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from common.artifact.manifest import FILE_NAME, FILES_PER_VARIANT_MAX, ArtifactRef
 from common.ids import DeviceId, Digest, ModelName, Version
+from common.monitoring.sketch import Sketch
+from common.wire.traffic import Shadow, ShadowReport, Split, SplitReport
 
 PROTOCOL_VERSION = 1
 
@@ -27,12 +29,17 @@ LATENCY_BOUNDS_S = (
 )  # fmt: skip
 """Upper bounds of the latency histogram's buckets; one more bucket holds what is slower than the last."""
 
+RUN_ROWS_BOUNDS = (1, 2, 4, 8, 16, 32, 64)
+"""Upper bounds of the buckets of rows in one run of the engine; one more bucket holds larger runs."""
+
 COUNT_MAX = 2**53 - 1
 """The largest integer that every JSON reader keeps exactly (RFC 8259, section 6), and that fits any database."""
 
 Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 Seconds = Annotated[float, Meta(ge=0)]
 Text = Annotated[str, Meta(max_length=TEXT_CHARS_MAX)]
+LatencyCounts = Annotated[tuple[Count, ...], Meta(min_length=17, max_length=17)]
+RunCounts = Annotated[tuple[Count, ...], Meta(min_length=8, max_length=8)]
 
 Strategy = Literal["none", "delta", "incremental", "full"]
 """How the bytes came: they were here already, rebuilt from a patch, only the parts fetched that changed, or whole.
@@ -42,7 +49,7 @@ Of the files of one release the costliest says it, in this order.
 
 Transport = Literal["none", "mqtt", "http"]
 
-UpdatePhase = Literal["idle", "fetching", "verifying", "warming", "replacing", "probation", "failed"]
+UpdatePhase = Literal["idle", "fetching", "verifying", "warming", "shadowing", "replacing", "probation", "failed"]
 """Where a model stands on the device; `failed` lasts until a newer order."""
 
 Outcome = Literal["succeeded", "failed", "rolled_back", "rejected"]
@@ -51,6 +58,10 @@ Outcome = Literal["succeeded", "failed", "rolled_back", "rejected"]
 `failed`: the device could not get or load the release; it never served. `rolled_back`: it served, was found unhealthy
 and the previous release was put back. `rejected`: the order or the manifest did not pass the device's checks.
 """
+
+
+NotRun = Literal["refused", "expired", "cancelled"]
+"""Why a request was never run: no room for it, its deadline passed while it waited, its caller left."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,12 +118,13 @@ class Heartbeat(Sequenced, frozen=True, kw_only=True):
     """How many polls for the desired state were answered 304 since the agent was installed."""
 
 
-class TelemetryWindow(msgspec.Struct, frozen=True, kw_only=True):
+class TelemetryWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one release did on one device between two moments.
 
     `latency_counts` has one entry per bound of `LATENCY_BOUNDS_S` and one for what is slower; it counts inferences that
     were answered. `errors` are requests for which this release raised or gave non-finite numbers, whether or not the
-    previous release could answer in its place.
+    previous release could answer in its place. Requests that were never run are in none of these: they were `refused`
+    (no room for them), `expired` (their deadline passed while they waited) or `cancelled` (the caller left first).
     """
 
     model: ModelName
@@ -121,14 +133,53 @@ class TelemetryWindow(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: float
     requests: Count
     errors: Count
-    latency_counts: Annotated[tuple[Count, ...], Meta(min_length=17, max_length=17)]
+    latency_counts: LatencyCounts
     latency_sum_s: Seconds
+    queue_counts: LatencyCounts | None = None
+    """How long the requests that were run waited for a core, in the buckets of `latency_counts`; None: none was run."""
+    queue_sum_s: Seconds = 0.0
+    queue_max_s: Seconds = 0.0
+    run_counts: RunCounts | None = None
+    """Runs of the engine by the rows in each, in the buckets of `RUN_ROWS_BOUNDS`; None: there was none."""
+    run_rows: Count = 0
+    run_sum_s: Seconds = 0.0
+    """Time inside the engine, over all cores."""
+    refused: Count = 0
+    expired: Count = 0
+    cancelled: Count = 0
+    labelled: Count = 0
+    """Answers of this release whose true label came in this window, whenever they were given; `correct` were right."""
+    correct: Count = 0
+    sketch: Sketch | None = None
+    """A sample of the inputs and the outputs, where the release carries a reference."""
+
+
+class DeviceWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the agent's process used on one device between two moments, whatever models it ran.
+
+    The process is the application where the agent is embedded in one. `pss_bytes` counts memory that several processes
+    share in parts (proportional set size), None where the kernel does not tell; both sizes are as at the end.
+    """
+
+    started_at: float
+    ended_at: float
+    cpu_s: Seconds
+    """CPU time of all threads, user and system."""
+    rss_bytes: Count
+    pss_bytes: Count | None = None
+    windows_lost: Count = 0
+    """Telemetry that was thrown away for want of room, since the agent's spool was made: it is not summed up."""
+    files_bad: Count = 0
+    """Installed files that were found not to be what they were."""
+    files_mended: Count = 0
 
 
 class Telemetry(Sequenced, frozen=True, kw_only=True):
     """Finished windows, oldest first; kept on the device's disk until the broker has acknowledged them."""
 
     windows: Annotated[tuple[TelemetryWindow, ...], Meta(max_length=WINDOWS_PER_MESSAGE_MAX)]
+    device_windows: Annotated[tuple[DeviceWindow, ...], Meta(max_length=WINDOWS_PER_MESSAGE_MAX)] | UnsetType = UNSET
+    """Left out when there are none."""
 
 
 class PatchOffer(msgspec.Struct, frozen=True):
@@ -189,6 +240,10 @@ class DesiredModel(msgspec.Struct, frozen=True, kw_only=True):
     max_bytes: Count | None = None
     """The most bytes that this update may move over the network to the device, manifest and all; None: any number."""
     on_exceed: OnExceed = "defer"
+    shadow: Shadow | UnsetType = UNSET
+    """Try it on live requests before the switch; left out: not."""
+    split: Split | UnsetType = UNSET
+    """Who answers while it is in probation; left out: the new release everything."""
 
     @property
     def artifact(self) -> ArtifactRef:
@@ -238,6 +293,8 @@ class UpdateReport(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float = 0.0
     activated_at: float | None = None
     finished_at: float = 0.0
+    shadow: ShadowReport | UnsetType = UNSET
+    split: SplitReport | UnsetType = UNSET
 
 
 class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -256,6 +313,8 @@ class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):
     sentence; empty while it moves.
     """
     last_update: UpdateReport | None = None
+    shadow: ShadowReport | UnsetType = UNSET
+    """What the update under way found in its shadow time."""
 
 
 class ReportedState(Sequenced, frozen=True, kw_only=True):

@@ -1,10 +1,11 @@
 """Releases and the patches between their files."""
 
 from common.errors import NotFound
-from common.ids import ModelName, ReleaseRef, Version, parse_digest, parse_model_name
+from common.ids import ModelName, ReleaseRef, Version, parse_device_id, parse_digest, parse_model_name
 from controller.api.pages import page_of
 from controller.api.route import Answer, Call, route
 from controller.api.views import release_view, telemetry_view
+from controller.measurements import drift_in
 from controller.resources import (
     CollectedView,
     CollectGarbage,
@@ -26,7 +27,15 @@ async def publish(call: Call, body: PublishRelease) -> Answer[ReleaseView]:
 
     async def act() -> Answer[ReleaseView]:
         release, created = await call.deps.releases.publish(
-            body.model, body.version, body.variants, call.who, body.self_tests
+            body.model,
+            body.version,
+            body.variants,
+            call.who,
+            body.self_tests,
+            pipelines=body.pipelines,
+            custom_ops=body.custom_ops,
+            serving=body.serving,
+            references=body.references,
         )
         return Answer(value=release_view(release), status=201 if created else 200)
 
@@ -53,11 +62,18 @@ async def show(call: Call, model: ModelName, version: Version) -> Answer[Release
 
 @route("GET", "/v1/releases/{model}/{version}/telemetry", summary="Sum up what devices measured of a release")
 async def telemetry(call: Call, model: ModelName, version: Version, query: TelemetryQuery) -> Answer[TelemetryView]:
-    """Requests, errors and latency over all devices, of windows that ended in the last `since_s` seconds."""
+    """Requests, errors, latency, waiting, accuracy, drift and resource use over all devices, or one device, of windows
+    that ended in the last `since_s` seconds. Sketches for drift are kept in spans of ten minutes.
+    """
     ref, since = ReleaseRef(model, version), call.deps.clock.now() - query.since_s
+    devices = None if query.device is None else [parse_device_id(query.device, "device")]
 
     def work(tx: Transaction) -> TelemetryView:
-        return telemetry_view(_existing(tx, ref).ref, since, tx.telemetry.totals(ref, since))
+        release, log = _existing(tx, ref), tx.telemetry
+        drift = drift_in(tx, release, since, devices)
+        return telemetry_view(
+            release.ref, since, log.totals(ref, since, devices), log.usage(ref, since, devices), drift
+        )
 
     return Answer(value=await call.read(work))
 

@@ -6,7 +6,11 @@ No secret gets through here: a token's view has no hash, a device's none of its 
 from collections import Counter
 from collections.abc import Iterable
 
+import msgspec
+
 from common.ids import ReleaseRef
+from common.monitoring.accuracy import accuracy
+from common.monitoring.drift import Drift, worst
 from common.wire.histogram import quantile_s
 from controller.devices import Device, in_sync, presence
 from controller.resources import (
@@ -15,10 +19,12 @@ from controller.resources import (
     PhaseView,
     ReleaseView,
     RolloutView,
+    RunsView,
     TelemetryView,
+    UsageView,
 )
 from controller.rollouts.model import Execution, ExecutionState, Rollout
-from controller.store.port import Release, ReleaseTotals, Token
+from controller.store.port import DeviceTotals, Release, ReleaseTotals, Token
 
 
 def device_view(device: Device, now: float) -> DeviceView:
@@ -51,9 +57,12 @@ def release_view(release: Release) -> ReleaseView:
     )
 
 
-def telemetry_view(ref: ReleaseRef, since: float, totals: ReleaseTotals) -> TelemetryView:
+def telemetry_view(
+    ref: ReleaseRef, since: float, totals: ReleaseTotals, used: DeviceTotals, drift: tuple[Drift, ...]
+) -> TelemetryView:
     """The sums as the API shows them."""
     p50_s, p90_s, p99_s = (quantile_s(totals.latency_counts, share) for share in (0.5, 0.9, 0.99))
+    runs = sum(totals.run_counts)
     return TelemetryView(
         model=ref.model,
         version=ref.version,
@@ -64,6 +73,17 @@ def telemetry_view(ref: ReleaseRef, since: float, totals: ReleaseTotals) -> Tele
         p50_s=p50_s,
         p90_s=p90_s,
         p99_s=p99_s,
+        queue_p50_s=quantile_s(totals.queue_counts, 0.5),
+        queue_p99_s=quantile_s(totals.queue_counts, 0.99),
+        queue_max_s=totals.queue_max_s if sum(totals.queue_counts) else None,
+        refused=totals.refused,
+        expired=totals.expired,
+        cancelled=totals.cancelled,
+        runs=RunsView(count=runs, rows=totals.run_rows, seconds=totals.run_sum_s, by_rows=totals.run_counts),
+        usage=UsageView(**msgspec.structs.asdict(used)),
+        accuracy=accuracy(totals.correct, totals.labelled),
+        drift_verdict=worst(one.verdict for one in drift),
+        drift=drift,
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from common.artifact import ArtifactRef, TensorSpec, Variant
+from common.artifact.serving import ServingTerms
 from controller.cli.output import share, size
 from controller.resources import PatchView, ReleaseView
 from controller.rollouts.patching import counterparts
@@ -17,6 +18,14 @@ class TensorChange(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     old: TensorSpec | None
     new: TensorSpec | None
+
+
+class TermChange(msgspec.Struct, frozen=True, kw_only=True):
+    """One term of serving that differs, in words; "-" where there is none."""
+
+    term: str
+    old: str
+    new: str
 
 
 class FileComparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +44,7 @@ class VariantComparison(msgspec.Struct, frozen=True, kw_only=True):
     variant: str
     files: tuple[FileComparison, ...]
     tensors: tuple[TensorChange, ...]
+    serving: tuple[TermChange, ...] = ()
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +83,32 @@ def tensor_rows(comparison: Comparison) -> list[list[str]]:
     return [["VARIANT", "TENSOR", comparison.old, comparison.new], *rows] if rows else []
 
 
+def serving_rows(comparison: Comparison) -> list[list[str]]:
+    """A table of the terms of serving that differ; empty when none does."""
+    rows = [[one.variant, change.term, change.old, change.new] for one in comparison.variants for change in one.serving]
+    return [["VARIANT", "SERVING", comparison.old, comparison.new], *rows] if rows else []
+
+
+def serving_in_words(terms: ServingTerms | None) -> dict[str, str]:
+    """What a variant says of how it is served, by term."""
+    if terms is None:
+        return {}
+    words = {"answers kept": size(terms.cache_bytes)} if terms.cache_bytes else {}
+    for number, route in enumerate(terms.routes, 1):
+        words[f"rule {number}"] = f"to {route.model} when {route.when}"
+    for name, padding in terms.padding.items():
+        mask = f", {padding.mask} with 0" if padding.mask else ""
+        words[f"padding {name}"] = f"axis {padding.axis} with {padding.value!r}{mask}"
+    return words
+
+
+def _term_changes(old: Variant | None, new: Variant | None) -> Iterator[TermChange]:
+    before, after = (serving_in_words(build.serving if build else None) for build in (old, new))
+    for term in [*before, *(term for term in after if term not in before)]:
+        if before.get(term) != after.get(term):
+            yield TermChange(term=term, old=before.get(term, "-"), new=after.get(term, "-"))
+
+
 def _compare_variant(
     name: str, olds: dict[str, Variant], news: dict[str, Variant], patches: Sequence[PatchView]
 ) -> VariantComparison:
@@ -88,6 +124,7 @@ def _compare_variant(
             )
             for change in _changes(kind, before, after)
         ),
+        serving=tuple(_term_changes(old, new)),
     )
 
 

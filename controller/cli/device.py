@@ -37,6 +37,12 @@ def show(ferry: "FerryClient", output: Output, name: str) -> None:
     if output.is_table:
         click.echo()
         click.echo(table(_model_rows(view)))
+        if found := _finding_rows(view):
+            click.echo()
+            click.echo(table(found))
+        for entry in view.reported.models if view.reported else ():
+            if entry.detail:
+                click.echo(f"{entry.model} waits: {entry.detail}")
 
 
 @device.command("label")
@@ -141,3 +147,19 @@ def _ended(update: "UpdateReport") -> str:
     over = f" over {update.transport}" if update.transport != "none" else ""
     cost = f"{update.strategy}, {size(update.bytes_transferred)}{over}"
     return f"{update.version} {update.outcome}{f': {why}' if why else ''} ({cost})"
+
+
+def _finding_rows(view: "DeviceView") -> list[list[str]]:
+    """What was found on live requests, by the update under way or the last one; nothing where none looked."""
+    from controller.rollouts.findings import shadow_in_words, split_in_words
+
+    rows = []
+    for entry in view.reported.models if view.reported else ():
+        update = entry.last_update
+        if entry.shadow:
+            rows.append([entry.model, f"{entry.target}: {shadow_in_words(entry.shadow)}"])
+        if update and update.shadow:
+            rows.append([entry.model, f"{update.version}: {shadow_in_words(update.shadow)}"])
+        if update and update.split:
+            rows.append([entry.model, f"{update.version}: {split_in_words(update.split)}"])
+    return [["MODEL", "FOUND ON LIVE REQUESTS"], *rows] if rows else []

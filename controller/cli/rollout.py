@@ -10,6 +10,7 @@ from common.errors import InvalidInput
 from common.ids import ReleaseRef
 from controller.cli.connection import connected
 from controller.cli.output import Output, share, size, table, when
+from controller.cli.traffic import TRAFFIC_OPTIONS, shadow_of, split_of, traffic_columns
 from controller.cli.values import byte_count, duration, parse_phases
 from controller.rollouts.model import OnFailure, PhaseSpec, RolloutSpec
 
@@ -48,6 +49,7 @@ def _spec_options(command: Any) -> Any:
                 type=click.Choice(["defer", "fail"]),
                 help="A device that cannot keep to --max-bytes waits for a cheaper way, or fails (default defer).",
             ),
+            *TRAFFIC_OPTIONS,
             click.option("--max-failures", type=int, metavar="N", help="Failed devices that a phase tolerates."),
             click.option(
                 "--max-failures-percent", type=float, metavar="P", help="The same as a share of resolved ones."
@@ -116,7 +118,7 @@ def show(ferry: "FerryClient", output: Output, name: str, devices: bool) -> None
         output.items(ferry.executions(name), columns, lambda one: one.device)
         return
     view = ferry.rollout(name)
-    output.item(view, _COLUMNS, lambda one: one.name)
+    output.item(view, {**_COLUMNS, **traffic_columns(view.spec)}, lambda one: one.name)
     if output.is_table:
         from controller.cli.phases import phase_rows
 
@@ -168,8 +170,9 @@ def spec_of(
     max_failures_percent: float | None,
     on_failure: str | None,
     file: Path | None,
+    **traffic: Any,
 ) -> RolloutSpec:
-    """What the options add up to, on top of the file if there is one."""
+    """What the options add up to, on top of the file if there is one; `traffic` are those of `TRAFFIC_OPTIONS`."""
     if file is not None:
         base = _read_spec(file, release)
     elif release is not None:
@@ -187,6 +190,8 @@ def spec_of(
         "straggler_s": straggler,
         "max_bytes": max_bytes,
         "on_exceed": on_exceed,
+        "shadow": shadow_of(base.shadow, traffic),
+        "split": split_of(base.split, traffic),
         "on_failure": OnFailure(on_failure) if on_failure else None,
         "error_budget": _replaced(base.error_budget, budget) if any(budget.values()) else None,
     }

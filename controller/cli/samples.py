@@ -25,13 +25,13 @@ Arrays = dict[str, dict[str, Array]]
 """By sample and tensor."""
 
 
-def read_samples(path: Path, specs: tuple[TensorSpec, ...], field: str) -> Arrays:
+def read_samples(path: Path, specs: tuple[TensorSpec, ...], field: str, count_max: int = SAMPLES_MAX) -> Arrays:
     """The samples in a `.npz`, or in a folder of them. Only tensors of `specs` may be there. Raises `InvalidInput`."""
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix == SUFFIX)
-        _check_count(len(files), f"{path} has", field)
+        _check_count(len(files), f"{path} has", field, count_max)
         return {file.stem: _as_declared(_load(file, field), specs, field) for file in files}
-    return _split(_load(path, field), specs, field)
+    return _split(_load(path, field), specs, field, count_max)
 
 
 def made_up(specs: tuple[TensorSpec, ...], count: int) -> Arrays:
@@ -62,7 +62,7 @@ def _load(path: Path, field: str) -> dict[str, Array]:
         raise InvalidInput(f"cannot read {path}: {error}", field=field, fix=fix) from error
 
 
-def _split(arrays: Mapping[str, Array], specs: tuple[TensorSpec, ...], field: str) -> Arrays:
+def _split(arrays: Mapping[str, Array], specs: tuple[TensorSpec, ...], field: str, count_max: int) -> Arrays:
     by_name = {spec.name: spec for spec in specs}
     rows = {name: _rows(array, _known(by_name, name, field), f"{field}.{name}") for name, array in arrays.items()}
     counts = {len(some) for some in rows.values()}
@@ -70,7 +70,7 @@ def _split(arrays: Mapping[str, Array], specs: tuple[TensorSpec, ...], field: st
         told = ", ".join(f"{name} has {len(some)}" for name, some in rows.items())
         raise InvalidInput(f"not as many samples of each tensor: {told}", field=field, fix="give one of each")
     count = next(iter(counts), 0)
-    _check_count(count, "there are", field)
+    _check_count(count, "there are", field, count_max)
     singles = ({name: some[number] for name, some in rows.items()} for number in range(count))
     return {str(number): _as_declared(single, specs, field) for number, single in enumerate(singles)}
 
@@ -113,8 +113,8 @@ def _known(specs: Mapping[str, TensorSpec], name: str, field: str) -> TensorSpec
     return specs[name]
 
 
-def _check_count(count: int, told: str, field: str) -> None:
+def _check_count(count: int, told: str, field: str, count_max: int = SAMPLES_MAX) -> None:
     if count < 1:
         raise InvalidInput(f"{told} no samples", field=field, fix="give at least one")
-    if count > SAMPLES_MAX:
-        raise TooLarge(f"{told} {count} samples", field=field, fix=f"give at most {SAMPLES_MAX}, for example x[:8]")
+    if count > count_max:
+        raise TooLarge(f"{told} {count} samples", field=field, fix=f"give at most {count_max}, for example x[:8]")

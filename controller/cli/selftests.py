@@ -7,10 +7,12 @@ and the publisher is told so before anything is uploaded.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from common.artifact import TensorSpec
 from common.artifact.answers import check_samples, first_difference
@@ -20,7 +22,7 @@ from common.artifact.selftest import SAMPLES_FILE, Rule, SelfTest
 from common.artifact.tensors import Array
 from common.errors import InvalidInput
 from common.filesource import FileSource
-from controller.cli.reference_run import Reference
+from controller.cli.reference_run import NO_EXTRAS, Extras, Reference
 from controller.cli.samples import AUTO_SAMPLES, Arrays, made_up, read_samples
 from controller.cli.tolerances import Tolerance, check_names, rule_for
 from controller.client import SelfTestDraft
@@ -37,19 +39,39 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     latencies: Mapping[str, float] = {}
 
 
-def make_drafts(variants: Mapping[str, Path], wishes: Wishes, folder: Path) -> dict[str, SelfTestDraft]:
-    """A self-test for each variant, with its samples written to `folder`. Raises `InvalidInput`."""
-    signatures = {name: _signature(file, name) for name, file in variants.items()}
+def make_drafts(
+    variants: Mapping[str, Path], wishes: Wishes, folder: Path, extras: Mapping[str, Extras]
+) -> dict[str, SelfTestDraft]:
+    """A self-test for each variant, through its steps, with its samples written to `folder`. Raises `InvalidInput`."""
+    signatures = {name: outer_signature(signature_of(file, name), extras.get(name)) for name, file in variants.items()}
     outputs = {name: tuple(spec.name for spec in one.outputs) for name, one in signatures.items()}
     check_names(wishes.tolerances, outputs)
-    return {name: _draft(name, variants[name], one, wishes, folder) for name, one in signatures.items()}
+    builds = {name: _Build(name, file, extras.get(name, NO_EXTRAS)) for name, file in variants.items()}
+    return {name: _draft(builds[name], one, wishes, folder) for name, one in signatures.items()}
 
 
-def _draft(name: str, file: Path, signature: OnnxSignature, wishes: Wishes, folder: Path) -> SelfTestDraft:
+class _Build(NamedTuple):
+    """A variant: its name, its ONNX file and what it has besides."""
+
+    name: str
+    file: Path
+    extras: Extras
+
+
+def outer_signature(signature: OnnxSignature, extras: Extras | None) -> OnnxSignature:
+    """What callers see: the tensors outside of the steps."""
+    if extras is None or extras.pipeline is None:
+        return signature
+    given = extras.pipeline.given
+    return replace(signature, inputs=given.inputs, outputs=given.outputs)
+
+
+def _draft(build: _Build, signature: OnnxSignature, wishes: Wishes, folder: Path) -> SelfTestDraft:
+    name, file, extras = build
     inputs = _inputs(wishes.samples, signature.inputs)
     given = read_samples(wishes.expected, signature.outputs, "expected") if wishes.expected else None
     outputs = _outputs(given, signature, inputs)
-    reference = Reference(file)
+    reference = Reference(file, extras)
     run = reference.run(inputs, outputs)
     expected = given or run.outputs
     specs = {spec.name: spec for spec in signature.outputs}
@@ -61,7 +83,7 @@ def _draft(name: str, file: Path, signature: OnnxSignature, wishes: Wishes, fold
     test = SelfTest(samples=SAMPLES_FILE, count=len(samples), rules=rules)
     check_samples(samples, test, signature.inputs, signature.outputs)
     _check_here(name, rules, samples, run.outputs, "the answers are not the expected ones")
-    again, plain = (one.run(inputs, outputs) for one in (reference, Reference(file, optimised=False)))
+    again, plain = (one.run(inputs, outputs) for one in (reference, Reference(file, extras, optimised=False)))
     _check_here(name, rules, samples, again.outputs, "it answers the same input in another way the next time")
     _check_here(name, rules, samples, plain.outputs, "the answers depend on how the graph is optimised")
     click.echo(f"{name}: {len(samples)} samples, the slowest took {run.slowest_s:.3g} s on this machine", err=True)
@@ -103,7 +125,8 @@ def _largest(expected: Arrays, spec: TensorSpec) -> float:
     return max((float(np.abs(array).max()) for array in finite if array.size), default=0.0)
 
 
-def _signature(file: Path, variant: str) -> OnnxSignature:
+def signature_of(file: Path, variant: str) -> OnnxSignature:
+    """What the ONNX file of a variant takes and answers; `InvalidInput`."""
     try:
         with FileSource(file) as source:
             return read_signature(source)

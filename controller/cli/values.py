@@ -34,6 +34,15 @@ def byte_count(text: str) -> int:
     return int(float(match[1]) * BYTES_OF[match[2]])
 
 
+def fraction(text: str) -> float:
+    """A share from 0 to 1, written as 0.1 or as 10%; a click type."""
+    match = _NUMBER.fullmatch(text.strip())
+    value = float(match[1]) / (100 if match[2] else 1) if match else -1.0
+    if not 0 <= value <= 1:
+        raise click.BadParameter(f"{text!r} is not a share; write for example 0.1 or 10%")
+    return value
+
+
 def parse_labels(texts: Iterable[str], *, removable: bool = False) -> dict[str, str | None]:
     """`site=oslo` sets a label; `site-` removes it where that is allowed."""
     labels: dict[str, str | None] = {}

@@ -3,8 +3,8 @@
 A release is immutable: publishing the same files under the same name again changes nothing, other files are refused.
 The manifest says which bytes make up each variant and which tensors go in and out (read from the ONNX file itself); it
 is signed, and its envelope is a blob like any other. So are the lists of the files' parts, which are made here too. A
-variant may carry a self-test, whose samples are one file more. Publishing also asks for patches from what devices run
-now.
+variant may carry a self-test, whose samples are one file more, steps around its model, libraries with operators, and
+terms of how it is served. Publishing also asks for patches from what devices run now.
 """
 
 import asyncio
@@ -30,16 +30,22 @@ from common.artifact.manifest import (
     encode_manifest,
 )
 from common.artifact.selftest import SAMPLES_FILE, Rule
+from common.artifact.serving import ServingTerms
 from common.clock import Clock
 from common.delta import CODECS
 from common.errors import Conflict, InvalidInput, NotFound, TooLarge
 from common.ids import Digest, ModelName, ReleaseRef, Version, parse_digest, parse_model_name, parse_version
+from common.monitoring.reference import REFERENCE_FILE
 from common.trust import Signer
 from controller.devices import Device, running_version
 from controller.registry import patches
+from controller.registry.additions import CustomOps, Pipelines, with_custom_ops, with_pipeline
 from controller.registry.blobs import LocalBlobs
 from controller.registry.inspection import Build, inspect_build, parts_of
+from controller.registry.references import References, with_reference
 from controller.registry.selftests import SelfTests, with_self_test
+from controller.registry.serving import Serving, Terms, asked_terms, with_terms
+from controller.resources import GivenPipeline
 from controller.rollouts.patching import Lineage, PatchKey, bases_of, wanted_patches
 from controller.store.port import AuditEntry, Event, FileParts, Release, Store, Transaction
 
@@ -73,28 +79,41 @@ class Releases:
         self._clock = clock
 
     async def publish(
-        self, model: ModelName, version: Version, variants: Files, actor: str, self_tests: SelfTests | None = None
+        self,
+        model: ModelName,
+        version: Version,
+        variants: Files,
+        actor: str,
+        self_tests: SelfTests | None = None,
+        *,
+        pipelines: Pipelines | None = None,
+        custom_ops: CustomOps | None = None,
+        serving: Serving | None = None,
+        references: References | None = None,
     ) -> tuple[Release, bool]:
         """Make the release `model@version` of blobs that were uploaded before; whether it is new.
 
-        Raises `InvalidInput` (not an ONNX model, bad names, files that do not belong together, samples that do not
-        fit), `NotFound` (a blob that is not here), `Conflict` (the release exists with other bytes), `StorageFull`.
+        Raises `InvalidInput` (not an ONNX model, bad names, files that do not belong together, samples or terms of
+        serving that do not fit), `NotFound` (a blob that is not here), `Conflict` (the release exists with other
+        bytes), `StorageFull`.
         """
-        tests = self_tests or {}
+        added = _Additions(
+            self_tests or {}, pipelines or {}, custom_ops or {}, asked_terms(serving or {}), references or {}
+        )
         ref = ReleaseRef(parse_model_name(model), parse_version(version))
         with tracer.start_as_current_span("release.publish", attributes={"ferry.release": str(ref)}):
-            _check_names(variants, tests)
+            _check_names(variants, added)
             existing = await self._store.read(lambda tx: tx.releases.get(ref))
             if existing is not None:
-                return _same(existing, _asked(variants, tests)), False
+                return _same(existing, _asked(variants, added)), False
             try:
                 builds = await asyncio.to_thread(self._inspect_all, variants)
-                tested = await asyncio.to_thread(self._test_all, builds, tests)
+                complete = await asyncio.to_thread(self._complete, builds, added)
                 lists = await self._lists_of_parts(builds.values())
             except FileNotFoundError as error:  # garbage collection came between finding a blob and reading it
                 fix = "upload the files again"
                 raise NotFound("a blob was removed meanwhile", field="variants", fix=fix) from error
-            manifest = ReleaseManifest(ref.model, ref.version, tested)
+            manifest = ReleaseManifest(ref.model, ref.version, with_terms(complete, added.serving, ref.model))
             return await self._commit(manifest, lists, actor)
 
     async def collect_garbage(self, actor: str, min_age_s: float = COLLECT_MIN_AGE_S) -> Collected:
@@ -141,17 +160,29 @@ class Releases:
                 published_at=self._clock.now(),
                 published_by=actor,
             )
-            return await self._store.write(lambda tx: _record_release(tx, release, parts, wanted))
+            references = await asyncio.to_thread(self._references_of, manifest)
+            return await self._store.write(lambda tx: _record_release(tx, release, parts, references, wanted))
+
+    def _references_of(self, manifest: ReleaseManifest) -> dict[Digest, bytes]:
+        digests = [one.files[one.reference].digest for one in manifest.variants.values() if one.reference]
+        return {digest: self._path(digest, "references").read_bytes() for digest in digests}
 
     def _inspect_all(self, variants: Files) -> dict[str, Build]:
         return {name: inspect_build(name, files, self._path) for name, files in variants.items()}
 
-    def _test_all(self, builds: Mapping[str, Build], tests: SelfTests) -> dict[str, Variant]:
-        """The variants, with their self-tests."""
+    def _complete(self, builds: Mapping[str, Build], added: "_Additions") -> dict[str, Variant]:
+        """The variants with libraries and steps, and with self-tests and references, which go through the steps."""
         variants = {name: build.variant for name, build in builds.items()}
-        for name, given in tests.items():
+        for name, libraries in added.custom_ops.items():
+            variants[name] = with_custom_ops(variants[name], libraries, self._path, f"custom_ops.{name}")
+        for name, pipeline in added.pipelines.items():
+            variants[name] = with_pipeline(variants[name], pipeline, f"pipelines.{name}")
+        for name, given in added.self_tests.items():
             field = f"self_tests.{name}"
             variants[name] = with_self_test(variants[name], given, self._path(given.samples, f"{field}.samples"), field)
+        for name, digest in added.references.items():
+            field = f"references.{name}"
+            variants[name] = with_reference(variants[name], digest, self._path(digest, field), field)
         return variants
 
     async def _lists_of_parts(self, builds: Iterable[Build]) -> dict[Digest, bytes]:
@@ -187,26 +218,48 @@ def _without_row(tx: Transaction, artifacts: list[ArtifactRef]) -> list[Artifact
     return [artifact for artifact in artifacts if tx.artifacts.get(artifact.digest) is None]
 
 
-def _check_names(variants: Files, tests: SelfTests) -> None:
+class _Additions(NamedTuple):
+    """What variants have besides model and weights."""
+
+    self_tests: SelfTests
+    pipelines: Pipelines
+    custom_ops: CustomOps
+    serving: Terms
+    references: References
+
+
+def _check_names(variants: Files, added: _Additions) -> None:
     if not 1 <= len(variants) <= VARIANTS_MAX:
         raise InvalidInput(f"{len(variants)} variants", field="variants", fix=f"give 1 to {VARIANTS_MAX}")
     for variant, files in variants.items():
         if not VARIANT_NAME.fullmatch(variant):
             fix = "use lower-case letters, digits and inner '.', '_' or '-', for example 'default' or 'int8'"
             raise InvalidInput(f"{variant[:80]!r} is not allowed", field="variants", fix=fix)
-        if not 1 <= len(files) <= FILES_PER_VARIANT_MAX - (variant in tests):
-            fix = f"one ONNX file, the data files that it names and samples are at most {FILES_PER_VARIANT_MAX}"
+        others = len(added.custom_ops.get(variant, ()))
+        others += (variant in added.self_tests) + (variant in added.references)
+        if not 1 <= len(files) <= FILES_PER_VARIANT_MAX - others:
+            fix = f"model, its data files, samples, reference and libraries are at most {FILES_PER_VARIANT_MAX}"
             raise InvalidInput(f"{len(files)} files", field=f"variants.{variant}", fix=fix)
-        for file, digest in files.items():
-            if not re.fullmatch(FILE_NAME, file):
-                fix = "use letters, digits and inner '.', '_' or '-', at most 128 characters"
-                raise InvalidInput(f"{file[:80]!r} is not allowed", field=f"variants.{variant}", fix=fix)
-            parse_digest(digest, f"variants.{variant}.{file}")
-    for variant, given in tests.items():
-        if variant not in variants:
-            fix = f"the variants are {', '.join(sorted(variants))}"
-            raise InvalidInput("there is no such variant", field=f"self_tests.{variant[:80]}", fix=fix)
-        parse_digest(given.samples, f"self_tests.{variant}.samples")
+        _check_files(files, f"variants.{variant}")
+    for what, given in added._asdict().items():
+        for variant in given:
+            if variant not in variants:
+                fix = f"the variants are {', '.join(sorted(variants))}"
+                raise InvalidInput("there is no such variant", field=f"{what}.{variant[:80]}", fix=fix)
+    for variant, test in added.self_tests.items():
+        parse_digest(test.samples, f"self_tests.{variant}.samples")
+    for variant, digest in added.references.items():
+        parse_digest(digest, f"references.{variant}")
+    for variant, libraries in added.custom_ops.items():
+        _check_files(libraries, f"custom_ops.{variant}")
+
+
+def _check_files(files: Mapping[str, Digest], field: str) -> None:
+    for file, digest in files.items():
+        if not re.fullmatch(FILE_NAME, file):
+            fix = "use letters, digits and inner '.', '_' or '-', at most 128 characters"
+            raise InvalidInput(f"{file[:80]!r} is not allowed", field=field, fix=fix)
+        parse_digest(digest, f"{field}.{file}")
 
 
 class _Ingredients(NamedTuple):
@@ -215,15 +268,26 @@ class _Ingredients(NamedTuple):
     files: Mapping[str, Digest]
     rules: Mapping[str, Rule] | None
     latency_max_s: float | None
+    pipeline: GivenPipeline | None
+    custom_ops: frozenset[str]
+    serving: ServingTerms | None
 
 
-def _asked(variants: Files, tests: SelfTests) -> dict[str, _Ingredients]:
-    return {
-        name: _Ingredients({**files, SAMPLES_FILE: test.samples}, test.rules, test.latency_max_s)
-        if (test := tests.get(name))
-        else _Ingredients(dict(files), None, None)
-        for name, files in variants.items()
-    }
+def _asked(variants: Files, added: _Additions) -> dict[str, _Ingredients]:
+    asked = {}
+    for name, files in variants.items():
+        test, libraries = added.self_tests.get(name), added.custom_ops.get(name, {})
+        samples = {SAMPLES_FILE: test.samples} if test else {}
+        reference = {REFERENCE_FILE: added.references[name]} if name in added.references else {}
+        asked[name] = _Ingredients(
+            {**files, **libraries, **samples, **reference},
+            test.rules if test else None,
+            test.latency_max_s if test else None,
+            added.pipelines.get(name),
+            frozenset(libraries),
+            added.serving.get(name),
+        )
+    return asked
 
 
 def _made_of(manifest: ReleaseManifest) -> dict[str, _Ingredients]:
@@ -232,21 +296,37 @@ def _made_of(manifest: ReleaseManifest) -> dict[str, _Ingredients]:
             {file: artifact.digest for file, artifact in build.files.items()},
             build.self_test.rules if build.self_test else None,
             build.self_test.latency_max_s if build.self_test else None,
+            _given(build),
+            frozenset(build.custom_ops),
+            build.serving,
         )
         for name, build in manifest.variants.items()
     }
+
+
+def _given(build: Variant) -> GivenPipeline | None:
+    """The pipeline as its publisher gave it."""
+    pipeline = build.pipeline
+    if pipeline is None:
+        return None
+    return GivenPipeline(inputs=build.inputs, outputs=build.outputs, before=pipeline.before, after=pipeline.after)
 
 
 def _same(existing: Release, asked: Mapping[str, _Ingredients]) -> Release:
     """The release, if it was made of these; otherwise `Conflict`."""
     if _made_of(existing.manifest) != asked:
         fix = "releases never change; publish the new files under a new version"
-        raise Conflict(f"{existing.ref} exists with other files or another self-test", field="version", fix=fix)
+        message = f"{existing.ref} exists with other files, steps, self-test, reference or terms of serving"
+        raise Conflict(message, field="version", fix=fix)
     return existing
 
 
 def _record_release(
-    tx: Transaction, release: Release, parts: list[FileParts], wanted: list[PatchKey]
+    tx: Transaction,
+    release: Release,
+    parts: list[FileParts],
+    references: Mapping[Digest, bytes],
+    wanted: list[PatchKey],
 ) -> tuple[Release, bool]:
     variants = release.manifest.variants
     existing = tx.releases.get(release.ref)
@@ -258,6 +338,8 @@ def _record_release(
         tx.artifacts.put(artifact, now)
     for one in parts:
         tx.parts.put(one)
+    for digest, data in references.items():
+        tx.telemetry.put_reference(digest, data)
     tx.releases.add(release)
     for key in wanted:
         patches.request(tx, key.base, key.target, key.codec, now)

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from common.ids import DeviceId, ReleaseRef, Version
-from common.wire import OnExceed
+from common.wire import OnExceed, Shadow, Split
 from common.wire.messages import COUNT_MAX
 
 PHASES_MAX = 32
@@ -109,6 +109,14 @@ class PhaseSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Whether a person must approve before this phase begins."""
 
 
+class ShadowSpec(Shadow, frozen=True, forbid_unknown_fields=True, omit_defaults=False):
+    """How each device tries the release on live requests before it answers any; see the wire's `Shadow`."""
+
+
+class SplitSpec(Split, frozen=True, forbid_unknown_fields=True, omit_defaults=False):
+    """Who answers while the release is in probation; see the wire's `Split`."""
+
+
 class RolloutSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What an operator asks for."""
 
@@ -122,13 +130,23 @@ class RolloutSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     silence_s: Annotated[float, Meta(gt=0)] = 180.0
     """A device not heard from for this long after activation counts as failed."""
     straggler_s: Annotated[float, Meta(gt=0)] = 600.0
-    """A device that has not activated this long after it was told no longer holds the phase up."""
+    """A device that has not activated this long after it was told (and the shadow time) no longer holds the phase up.
+    """
     max_bytes: Annotated[int, Meta(ge=1, le=COUNT_MAX)] | None = None
     """The most bytes that the update may move over the network to each device, manifest included; null: any number."""
     on_exceed: OnExceed = "defer"
     """What a device does that cannot keep to `max_bytes`: wait for a cheaper way, or fail (reason `over_budget`)."""
+    shadow: ShadowSpec | None = None
+    """Devices try the release on live requests before the switch; null: they do not."""
+    split: SplitSpec | None = None
+    """In probation the release answers a share of the requests; null: all of them."""
     error_budget: ErrorBudget = ErrorBudget()
     on_failure: OnFailure = OnFailure.ROLLBACK
+
+    @property
+    def patience_s(self) -> float:
+        """How long a device may take to activate the release after it was told before nobody waits for it any more."""
+        return self.straggler_s + (self.shadow.for_s if self.shadow else 0.0)
 
 
 class Phase(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,11 +13,12 @@ from msgspec.structs import replace
 from common.ids import ReleaseRef, Version
 from common.wire import ReportedModel, UpdateReport
 from controller.devices import PRESENCE_TIMEOUT_S, Device, reported_model
+from controller.rollouts.findings import shadow_in_words
 from controller.rollouts.lifecycle import moved
 from controller.rollouts.model import Execution, ExecutionState
 from controller.rollouts.transitions import ExecutionEvent
 
-BUSY_PHASES = frozenset({"fetching", "verifying", "warming", "replacing", "probation"})
+BUSY_PHASES = frozenset({"fetching", "verifying", "warming", "shadowing", "replacing", "probation"})
 REASON_SILENT = "silent"
 
 
@@ -37,7 +38,7 @@ def observed(execution: Execution, device: Device, release: ReleaseRef, now: flo
         return execution
     if event is ExecutionEvent.WORKING:
         return _waiting_for(moved(execution, event, now), entry)
-    return moved(execution, event, now, detail="")
+    return moved(execution, event, now, detail=_found(entry, update))
 
 
 def has_gone_silent(
@@ -89,6 +90,12 @@ def _progress(
     if entry.target == version and entry.phase in BUSY_PHASES:
         return ExecutionEvent.WORKING
     return None
+
+
+def _found(entry: ReportedModel, update: UpdateReport | None) -> str:
+    """What the device found before the switch, if it looked."""
+    found = update.shadow if update else entry.shadow
+    return shadow_in_words(found) if found else ""
 
 
 def _waiting_for(execution: Execution, entry: ReportedModel) -> Execution:

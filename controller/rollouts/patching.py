@@ -53,6 +53,8 @@ def counterparts(variant: Variant, other: Variant) -> dict[str, str]:
     pairs = {variant.model: other.model}
     if variant.self_test and other.self_test:  # from release to release most of the inputs are the same
         pairs[variant.self_test.samples] = other.self_test.samples
+    if variant.reference and other.reference:
+        pairs[variant.reference] = other.reference
     data, others = variant.data_files, other.data_files
     pairs.update({name: name for name in data if name in others})
     left, left_over = ([name for name in names if name not in pairs] for names in (data, others))

@@ -322,8 +322,8 @@ def _why_stopped(snapshot: Snapshot, index: int, stands: Standing) -> str:
 
 def _standing(snapshot: Snapshot, index: int, now: float) -> Standing:
     rollout = snapshot.rollout
-    straggler_s = rollout.spec.straggler_s
-    return standing(rollout.phases[index], snapshot.executions, straggler_s, snapshot.listening_since, now)
+    patience_s = rollout.spec.patience_s
+    return standing(rollout.phases[index], snapshot.executions, patience_s, snapshot.listening_since, now)
 
 
 def _wanted(snapshot: Snapshot, execution: Execution) -> tuple[PatchKey, ...]:

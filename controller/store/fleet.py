@@ -1,18 +1,17 @@
-"""Tables about devices: the devices themselves, their newest orders, and what they measured."""
+"""Tables about devices: the devices themselves and their newest orders."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import msgspec
 import sqlalchemy as sa
 
 from common.errors import Conflict
-from common.ids import DeviceId, Digest, ReleaseRef
-from common.wire import TelemetryWindow
+from common.ids import DeviceId, Digest
 from controller.devices import Device
 from controller.store import schema
-from controller.store.dialect import BOUND_VALUES_MAX, Row, insert_absent, upsert, upsert_if_greater
-from controller.store.port import Order, ReleaseTotals
+from controller.store.dialect import upsert, upsert_if_greater
+from controller.store.port import Order
 
 DEVICES_PER_READ = 500
 
@@ -92,58 +91,3 @@ class SqlOrders:
         table = schema.orders
         this_one = (table.c.device == device) & (table.c.generation == generation)
         self._connection.execute(table.update().where(this_one).values(published=True))
-
-
-class SqlTelemetryLog:
-    """`port.TelemetryLog`: a row for each window, with a column for each bucket, so that SQL does the sums."""
-
-    def __init__(self, connection: sa.Connection) -> None:
-        self._connection = connection
-
-    def add(self, device: DeviceId, windows: Sequence[TelemetryWindow]) -> None:
-        insert_absent(self._connection, schema.telemetry, [_window_row(device, window) for window in windows])
-
-    def totals(self, release: ReleaseRef, since: float, devices: Sequence[DeviceId] | None = None) -> ReleaseTotals:
-        table = schema.telemetry
-        chosen = (table.c.model == release.model, table.c.version == release.version, table.c.ended_at >= since)
-        if devices is None:
-            return self._sum(*chosen)
-        names = sorted(set(devices))
-        groups = [names[start : start + BOUND_VALUES_MAX] for start in range(0, len(names), BOUND_VALUES_MAX)]
-        return _together([self._sum(*chosen, table.c.device.in_(group)) for group in groups])
-
-    def forget(self, before: float) -> int:
-        table = schema.telemetry
-        return self._connection.execute(table.delete().where(table.c.ended_at < before)).rowcount
-
-    def _sum(self, *conditions: sa.ColumnElement[bool]) -> ReleaseTotals:
-        columns = schema.telemetry.c
-        names = ("requests", "errors", "latency_sum_s", *schema.LATENCY_COLUMNS)
-        sums = (sa.func.coalesce(sa.func.sum(columns[name]), 0) for name in names)
-        query = sa.select(sa.func.count(sa.distinct(columns.device)), *sums).where(*conditions)
-        devices, requests, errors, latency_sum_s, *buckets = self._connection.execute(query).one()
-        return ReleaseTotals(
-            devices=devices,
-            requests=int(requests),
-            errors=int(errors),
-            latency_counts=tuple(int(count) for count in buckets),
-            latency_sum_s=float(latency_sum_s),
-        )
-
-
-def _window_row(device: DeviceId, window: TelemetryWindow) -> Row:
-    row = msgspec.structs.asdict(window)
-    counts = row.pop("latency_counts")
-    return {"device": device, **row, **dict(zip(schema.LATENCY_COLUMNS, counts, strict=True))}
-
-
-def _together(parts: Sequence[ReleaseTotals]) -> ReleaseTotals:
-    """The totals of groups that share no device."""
-    nothing = (0,) * len(schema.LATENCY_COLUMNS)
-    return ReleaseTotals(
-        devices=sum(part.devices for part in parts),
-        requests=sum(part.requests for part in parts),
-        errors=sum(part.errors for part in parts),
-        latency_counts=tuple(map(sum, zip(nothing, *(part.latency_counts for part in parts), strict=True))),
-        latency_sum_s=sum(part.latency_sum_s for part in parts),
-    )

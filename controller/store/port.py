@@ -9,14 +9,16 @@ Every adapter passes `tests/contract/test_store.py`. Lists are ordered by key an
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol, TypeVar
 
 import msgspec
 
 from common.artifact.manifest import ArtifactRef, ReleaseManifest
 from common.ids import DeviceId, Digest, ModelName, ReleaseRef
-from common.wire import TelemetryWindow
+from common.monitoring.reference import Reference
+from common.monitoring.sketch import Sketch
+from common.wire import DeviceWindow, TelemetryWindow
 from controller.devices import Device
 from controller.rollouts.model import Execution, Rollout
 
@@ -137,13 +139,40 @@ class StoredResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReleaseTotals(msgspec.Struct, frozen=True, kw_only=True):
-    """Telemetry of one release summed over windows and devices; `latency_counts` as in `TelemetryWindow`."""
+    """Telemetry of one release summed over windows and devices; everything as in `TelemetryWindow`."""
 
     devices: int
     requests: int
     errors: int
     latency_counts: tuple[int, ...]
     latency_sum_s: float
+    queue_counts: tuple[int, ...]
+    queue_sum_s: float
+    queue_max_s: float
+    run_counts: tuple[int, ...]
+    run_rows: int
+    run_sum_s: float
+    refused: int
+    expired: int
+    cancelled: int
+    labelled: int
+    correct: int
+
+
+class DeviceTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """What agents used, summed over device windows in which a release was asked: `cpu_s` of `seconds` on each device.
+
+    `windows_lost` is the newest count of each device; a process that serves several models cannot be divided.
+    """
+
+    devices: int
+    seconds: float
+    cpu_s: float
+    rss_bytes_max: int
+    pss_bytes_max: int
+    windows_lost: int
+    files_bad: int
+    files_mended: int
 
 
 class Devices(Protocol):
@@ -318,12 +347,32 @@ class Journal(Protocol):
 class TelemetryLog(Protocol):
     """What devices measured."""
 
-    def add(self, device: DeviceId, windows: Sequence[TelemetryWindow]) -> None:
-        """Insert; a window that is there already (device, model, version, started_at) is not counted twice."""
+    def add(
+        self, device: DeviceId, windows: Sequence[TelemetryWindow], device_windows: Sequence[DeviceWindow] = ()
+    ) -> None:
+        """Insert; a window that is there already (device, model, version, started_at) is not counted twice.
+
+        Sketches must fit the reference that they name.
+        """
 
     def totals(self, release: ReleaseRef, since: float, devices: Sequence[DeviceId] | None = None) -> ReleaseTotals:
         """Sums over windows that ended at or after `since`, of all devices or of these."""
         ...
+
+    def usage(self, release: ReleaseRef, since: float, devices: Sequence[DeviceId] | None = None) -> DeviceTotals:
+        """What the agents used in those windows."""
+        ...
+
+    def sketches(
+        self, release: ReleaseRef, since: float, devices: Sequence[DeviceId] | None = None
+    ) -> Mapping[Digest, Sketch]:
+        """The sum of the sketches of each reference. They are kept in spans, so some may be older than `since`."""
+        ...
+
+    def put_reference(self, digest: Digest, data: bytes) -> None:
+        """Keep a reference for judging."""
+
+    def reference(self, digest: Digest) -> Reference | None: ...
 
     def forget(self, before: float) -> int: ...
 

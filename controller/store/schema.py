@@ -13,7 +13,8 @@ import msgspec
 import sqlalchemy as sa
 
 from common.errors import IntegrityFailure
-from common.wire import LATENCY_BOUNDS_S
+from common.monitoring.sketch import Sketch
+from common.wire import LATENCY_BOUNDS_S, RUN_ROWS_BOUNDS
 from controller.devices import Device
 from controller.rollouts.model import Execution, Rollout
 from controller.store.port import Release, Token
@@ -45,6 +46,17 @@ Key = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 Sequence = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite counts up only an INTEGER primary key
 Facts = Document(dict[str, object])
 LATENCY_COLUMNS = tuple(f"latency_{index:02}" for index in range(len(LATENCY_BOUNDS_S) + 1))
+QUEUE_COLUMNS = tuple(f"queue_{index:02}" for index in range(len(LATENCY_BOUNDS_S) + 1))
+RUN_COLUMNS = tuple(f"runs_{index:02}" for index in range(len(RUN_ROWS_BOUNDS) + 1))
+
+
+def _count(name: str) -> sa.Column[int]:
+    return sa.Column(name, sa.BigInteger, nullable=False, server_default="0")
+
+
+def _seconds(name: str) -> sa.Column[float]:
+    return sa.Column(name, sa.Double, nullable=False, server_default="0")
+
 
 metadata = sa.MetaData()
 
@@ -190,5 +202,41 @@ telemetry = sa.Table(
     sa.Column("errors", sa.BigInteger, nullable=False),
     sa.Column("latency_sum_s", sa.Double, nullable=False),
     *(sa.Column(name, sa.BigInteger, nullable=False) for name in LATENCY_COLUMNS),
+    *map(_count, (*QUEUE_COLUMNS, *RUN_COLUMNS, "run_rows", "refused", "expired", "cancelled", "labelled", "correct")),
+    *map(_seconds, ("queue_sum_s", "queue_max_s", "run_sum_s")),
     sa.Index("telemetry_by_release", "model", "version", "ended_at"),
+)
+
+device_telemetry = sa.Table(
+    "device_telemetry",
+    metadata,
+    sa.Column("device", Key, primary_key=True),
+    sa.Column("started_at", sa.Double, primary_key=True),
+    sa.Column("ended_at", sa.Double, nullable=False, index=True),
+    sa.Column("cpu_s", sa.Double, nullable=False),
+    sa.Column("rss_bytes", sa.BigInteger, nullable=False),
+    sa.Column("pss_bytes", sa.BigInteger),
+    sa.Column("windows_lost", sa.BigInteger, nullable=False),
+    sa.Column("files_bad", sa.BigInteger, nullable=False),
+    sa.Column("files_mended", sa.BigInteger, nullable=False),
+)
+
+sketches = sa.Table(
+    "sketches",
+    metadata,
+    sa.Column("device", Key, primary_key=True),
+    sa.Column("model", Key, primary_key=True),
+    sa.Column("version", Key, primary_key=True),
+    sa.Column("reference", Key, primary_key=True),
+    sa.Column("span_at", sa.Double, primary_key=True),
+    sa.Column("ended_at", sa.Double, nullable=False, index=True),
+    sa.Column("document", Document(Sketch), nullable=False),
+    sa.Index("sketches_by_release", "model", "version", "ended_at"),
+)
+
+drift_references = sa.Table(
+    "drift_references",
+    metadata,
+    sa.Column("digest", Key, primary_key=True),
+    sa.Column("data", sa.LargeBinary, nullable=False),
 )

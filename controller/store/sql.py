@@ -26,7 +26,8 @@ from common.errors import InvalidInput, Unavailable
 from controller.store import migrate
 from controller.store.catalogue import SqlArtifacts, SqlParts, SqlPatches, SqlReleases
 from controller.store.dialect import explained
-from controller.store.fleet import SqlDevices, SqlOrders, SqlTelemetryLog
+from controller.store.fleet import SqlDevices, SqlOrders
+from controller.store.measured import SqlTelemetryLog
 from controller.store.operations import SqlJournal, SqlRollouts, SqlTokens
 from controller.store.port import Transaction
 from controller.store.writer import GroupWriter

@@ -201,7 +201,7 @@ async def _poll(identity: Identity, settings: AgentSettings) -> judging.Answer:
     try:
         async with (
             open_session(identity.device_token, settings.ca_file) as session,
-            session.get(url, allow_redirects=False) as response,
+            (await session.client()).get(url, allow_redirects=False) as response,
         ):
             took_s = time.monotonic() - began
             if response.status != HTTPStatus.OK:

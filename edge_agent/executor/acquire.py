@@ -8,15 +8,17 @@ downloaded before the whole update is known to fit the order's budget.
 import asyncio
 from collections.abc import Mapping
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from common.artifact import ArtifactRef, Variant
 from common.delta import CODECS
-from common.errors import FerryError, IntegrityFailure, InvalidInput, NotFound, StorageFull
+from common.errors import FerryError, Forbidden, IntegrityFailure, InvalidInput, NotFound, StorageFull
 from common.ids import Digest
 from common.trust import ENVELOPE_BYTES_MAX
 from common.wire import DesiredFile, DesiredModel, PartsOffer
 from edge_agent.executor import filling
+from edge_agent.executor.admission import admit
 from edge_agent.executor.parts import Parts
 from edge_agent.executor.ranges import Assembly, read_assembly
 from edge_agent.executor.spending import Spending
@@ -85,6 +87,10 @@ class Acquisition:
             inputs=variant.inputs,
             outputs=variant.outputs,
             self_test=variant.self_test,
+            pipeline=variant.pipeline or UNSET,
+            custom_ops=variant.custom_ops or UNSET,
+            serving=variant.serving,
+            reference=variant.reference,
         )
         return ev.Built(at=self._now(), candidate=candidate)
 
@@ -92,8 +98,9 @@ class Acquisition:
         """What the plan says. Raises `Ended` when an offer is of no use."""
         try:
             await self._fetch_manifest(state, spending)
-            self._variant = agreed_variant(self._envelope, self._parts.keys, self.target)
-        except IntegrityFailure as error:
+            self._variant = variant = agreed_variant(self._envelope, self._parts.keys, self.target)
+            await asyncio.to_thread(admit, variant, custom_ops=self._parts.custom_ops)
+        except (IntegrityFailure, Forbidden) as error:
             return ev.ManifestRefused(at=self._now(), code=error.code, detail=str(error))
         except (FerryError, OSError) as error:
             return interrupted(error, self._now())

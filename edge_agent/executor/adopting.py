@@ -5,6 +5,8 @@ two was in service nobody knows any more; the one that came first is taken, for 
 The newest order, which has to be asked for again, then finds the other one on the disk.
 """
 
+from msgspec import UNSET
+
 from common.artifact import ArtifactRef, decode_manifest, digest_of
 from common.artifact.manifest import PAYLOAD_TYPE
 from common.errors import FerryError
@@ -44,5 +46,10 @@ def _release(parts: Parts, model: ModelName, slot: Slot) -> Installed | None:
                 manifest=ref,
                 inputs=variant.inputs,
                 outputs=variant.outputs,
+                self_test=variant.self_test,
+                pipeline=variant.pipeline or UNSET,
+                custom_ops=variant.custom_ops or UNSET,
+                serving=variant.serving,
+                reference=variant.reference,
             )
     return None

@@ -15,6 +15,7 @@ from opentelemetry import trace
 from common.errors import StorageFailed, StorageFull, Unavailable
 from common.ids import Digest
 from common.observability import context_from
+from common.wire import Shadow, Split
 from edge_agent.executor import trial
 from edge_agent.executor.acquire import Acquisition
 from edge_agent.executor.parts import Parts
@@ -178,7 +179,8 @@ class Lane:
         """One effect: at once if it is quick, otherwise as the lane's work."""
         work = self._work_for(effect)
         if work is not None:
-            await self._begin(type(effect).__name__.lower(), work)
+            keep = isinstance(effect, ev.Mirror)
+            await self._begin(type(effect).__name__.lower(), work, keep_candidate=keep)
             return
         server, model = self._parts.server, self.state.model
         match effect:
@@ -186,9 +188,11 @@ class Lane:
                 await self._cancel()
             case ev.Serve(installed=installed, awake=awake):
                 await self._serve(installed, awake=awake)
-            case ev.Switch():
+            case ev.Switch(split=split):
                 # On the spot: an order that already waits must find the model in probation, not half switched.
-                await self._handle(self._switch())
+                await self._handle(self._switch(split))
+            case ev.Divide(split=split):
+                server.divide(model, split)
             case ev.Commit():
                 await server.commit(model)
             case ev.StopServing():
@@ -212,6 +216,8 @@ class Lane:
                 work = self._acquire().build(self.state, sources, slot)
             case ev.Warm(candidate=candidate):
                 work = self._warm(candidate)
+            case ev.Mirror(terms=terms):
+                work = self._shadow(terms)
             case ev.Watch(probation_s=probation_s):
                 work = trial.watch(parts, model, self._switched_at, probation_s)
             case ev.Probe():
@@ -263,11 +269,16 @@ class Lane:
         self._candidate = found
         return ev.Warmed(at=self._parts.clock.now())
 
-    def _switch(self) -> ev.Event:
+    async def _shadow(self, terms: Shadow) -> ev.Event:
+        if self._candidate is None:
+            raise AssertionError("compared before it was warm")
+        return await trial.shadow(self._parts, self._candidate, terms)
+
+    def _switch(self, split: Split | None) -> ev.Event:
         if self._candidate is None:
             raise AssertionError("switched before it was warm")
         with self._span("switch"):
-            self._parts.server.switch(self._candidate)
+            self._parts.server.switch(self._candidate, split)
         self._candidate = None
         self._switched_at = self._parts.clock.monotonic()
         return ev.Switched(at=self._parts.clock.now())
@@ -290,8 +301,15 @@ class Lane:
             served = [release.identity for release in (state.installed, state.candidate) if release is not None]
             await asyncio.to_thread(self._parts.optimised.tidy, state.model, served)
 
-    async def _begin(self, name: str, work: Work) -> None:
-        await self._cancel()
+    async def _begin(self, name: str, work: Work, *, keep_candidate: bool = False) -> None:
+        kept, self._candidate = (self._candidate, None) if keep_candidate else (None, self._candidate)
+        try:
+            await self._cancel()
+        except asyncio.CancelledError:
+            work.close()  # it never began
+            raise
+        finally:
+            self._candidate = kept
         self._work = asyncio.create_task(self._run(name, work, self._turn), name=f"{name}-{self.state.model}")
 
     async def _run(self, name: str, work: Work, turn: int) -> None:

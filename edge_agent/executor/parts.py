@@ -18,6 +18,7 @@ from edge_agent.inference.optimised import OptimisedModels
 from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import Journal
 from edge_agent.slots import Slots
+from edge_agent.telemetry.usage import Findings
 
 
 class UpdateLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +54,8 @@ def _resident(_: ModelName) -> ColdStart:
 class Parts(NamedTuple):
     """The agent's parts that an update needs. `changed` is called after every change that is worth a report; `boot` is
     the machine's run (see `Journal.begin_run`); without `optimised` every load is a plain one, without `memory`
-    none is refused.
+    none is refused. `custom_ops` says whether releases may bring native code. What is found wrong with installed files
+    is counted in `findings`.
     """
 
     journal: Journal
@@ -64,8 +66,10 @@ class Parts(NamedTuple):
     chance: random.Random
     keys: tuple[PublicKey, ...]
     changed: Callable[[], None]
+    findings: Findings
     limits: UpdateLimits = UpdateLimits()
     boot: int = 0
+    custom_ops: bool = False
     optimised: OptimisedModels | None = None
     memory: Memory | None = None
     cold: Callable[[ModelName], ColdStart] = _resident

@@ -14,7 +14,7 @@ from edge_agent.update import Stage
 
 logger = logging.getLogger(__name__)
 
-AWAKE: Final = frozenset({Stage.WARMING, Stage.REPLACING, Stage.SWITCHING, Stage.PROBATION})
+AWAKE: Final = frozenset({Stage.WARMING, Stage.SHADOWING, Stage.REPLACING, Stage.SWITCHING, Stage.PROBATION})
 """Stages in which nothing is put to sleep."""
 
 

@@ -72,6 +72,7 @@ class Scrub:
         model, slots = lane.state.model, self._parts.slots
         extra = {"model": model, "slot": named.slot, "file": named.name}
         logger.warning("a file went bad on the disk", extra=extra)
+        self._parts.findings.bad()
         lane.remark(f"{named.name} in slot {named.slot} went bad on the disk; mending it")
         source, fetched = self._other(lane, named), None
         try:
@@ -93,6 +94,7 @@ class Scrub:
         if fetched is not None and not lane.wants(named.ref.digest):
             await asyncio.to_thread(slots.drop, named.ref.digest)
         logger.warning("a file that went bad was mended", extra=extra)
+        self._parts.findings.mended()
         lane.remark("")
         lane.feed(ev.Mended(at=self._parts.clock.now(), slot=named.slot))
 

@@ -4,17 +4,22 @@ went.
 
 import asyncio
 import logging
+from pathlib import Path
 
 from common.errors import FerryError, Unavailable
 from common.ids import ModelName
+from common.pipelines import PluginMissing
+from common.wire import Shadow
 from edge_agent.executor.acquire import interrupted
 from edge_agent.executor.parts import Parts
+from edge_agent.inference.engine import Beside, Session
 from edge_agent.inference.health import Health, Verdict, judge
 from edge_agent.inference.loaded import Statistics
 from edge_agent.inference.memory import NoMemory, Room
 from edge_agent.inference.niced import run_niced
+from edge_agent.inference.opening import Extras, Load
 from edge_agent.inference.selftest import SamplesFile
-from edge_agent.inference.serving import Candidate, Load, Served
+from edge_agent.inference.serving import Candidate, Served
 from edge_agent.inference.trial import ModelRejected
 from edge_agent.update import Installed
 from edge_agent.update import events as ev
@@ -59,6 +64,9 @@ async def _load(parts: Parts, model: ModelName, release: Installed) -> Candidate
         release.inputs,
         release.outputs,
         samples=_samples(parts, model, release),
+        extras=_extras(parts, model, release),
+        serving=release.serving,
+        reference=parts.slots.path(model, release.slot, release.reference) if release.reference else None,
         load=_loader(parts, model, release),
     )
     if tested := candidate.tested:
@@ -89,7 +97,8 @@ async def serve(parts: Parts, model: ModelName, release: Installed) -> ev.Event 
         parts.server.switch(candidate)
         await parts.server.commit(model)
         return None
-    return ev.Unservable(at=parts.clock.now(), code=trouble.code, detail=str(trouble))
+    mendable = isinstance(trouble, PluginMissing)
+    return ev.Unservable(at=parts.clock.now(), code=trouble.code, detail=str(trouble), mendable=mendable)
 
 
 def room(parts: Parts, model: ModelName, release: Installed, installed: Installed | None) -> ev.Event | None:
@@ -108,7 +117,7 @@ def room(parts: Parts, model: ModelName, release: Installed, installed: Installe
         return None
     detail = parts.memory.in_words(model, size)
     if found is Room.INSTEAD:
-        return ev.NoRoomBeside(at=parts.clock.now(), detail=f"replacing what serves: {detail}")
+        return ev.NoRoomBeside(at=parts.clock.now(), detail=detail)
     return ev.Interrupted(at=parts.clock.now(), code=NoMemory.code, detail=detail)
 
 
@@ -118,7 +127,11 @@ async def rest(parts: Parts, model: ModelName, release: Installed, *, build: boo
         return ev.SlotLost(at=parts.clock.now(), slot=release.slot)
     cache, path = parts.optimised, parts.slots.path(model, release.slot, release.onnx_file)
     if build and cache:
-        await run_niced(lambda: cache.build(model, path, release.identity), f"prewarm-{model}@{release.version}")
+        beside = _beside(parts, model, release)
+        await run_niced(
+            lambda: cache.takes(path, beside) and cache.build(model, path, release.identity),
+            f"prewarm-{model}@{release.version}",
+        )
     await parts.server.rest(model, described(model, release))
     return None
 
@@ -158,20 +171,49 @@ async def warm(
 
 def _loader(parts: Parts, model: ModelName, release: Installed) -> Load:
     """The cheapest way to a session: on one that runs, from the kept graph, or plainly."""
-    cache, live = parts.optimised, parts.live
-    full = (lambda path: cache.load(model, path, release.identity)) if cache else parts.server.load_plainly
-    return (lambda path: live.load(model, path, full)) if live else full
+    cache, live, beside = parts.optimised, parts.live, _beside(parts, model, release)
+
+    def full(path: Path) -> Session:
+        if cache and cache.takes(path, beside):
+            return cache.load(model, path, release.identity)
+        return parts.server.load_plainly(path, beside)
+
+    if live is None or beside.libraries:
+        return full
+    return lambda path: live.load(model, path, full)
 
 
 async def needs_no_load(parts: Parts, model: ModelName, release: Installed) -> bool:
-    """Whether `release` can run on a session that is in memory."""
+    """Whether `release` can run on a session that is in memory; native code of its own has to be loaded."""
+    if parts.live is None or release.custom_ops:
+        return False
     path = parts.slots.path(model, release.slot, release.onnx_file)
-    return parts.live is not None and await asyncio.to_thread(parts.live.suits, model, path)
+    return await asyncio.to_thread(parts.live.suits, model, path)
+
+
+async def shadow(parts: Parts, candidate: Candidate, terms: Shadow) -> ev.Event:
+    """Put live requests to the candidate too for as long as the terms say."""
+    ends_at = parts.clock.monotonic() + terms.for_s
+    with parts.server.mirroring(candidate, terms) as mirror:
+        while (left_s := ends_at - parts.clock.monotonic()) > 0:
+            await asyncio.sleep(min(parts.limits.health_s, left_s))
+            mirror.oversee()
+        found = mirror.report()
+    return ev.Shadowed(at=parts.clock.now(), found=found)
 
 
 def _samples(parts: Parts, model: ModelName, release: Installed) -> SamplesFile | None:
     test = release.self_test
     return SamplesFile(parts.slots.path(model, release.slot, test.samples), test) if test else None
+
+
+def _extras(parts: Parts, model: ModelName, release: Installed) -> Extras:
+    return Extras(release.pipeline or None, _beside(parts, model, release))
+
+
+def _beside(parts: Parts, model: ModelName, release: Installed) -> Beside:
+    libraries = tuple(parts.slots.path(model, release.slot, name) for name in release.custom_ops or ())
+    return Beside(libraries, release.identity)
 
 
 async def watch(parts: Parts, model: ModelName, switched_at: float, probation_s: float) -> ev.Event:
@@ -182,7 +224,11 @@ async def watch(parts: Parts, model: ModelName, switched_at: float, probation_s:
         verdict = _VERDICTS[judge(health)]
         if verdict == "fail" or elapsed_s >= probation_s:
             return ev.HealthChecked(
-                at=parts.clock.now(), verdict=verdict, elapsed_s=elapsed_s, detail=_in_words(health)
+                at=parts.clock.now(),
+                verdict=verdict,
+                elapsed_s=elapsed_s,
+                detail=_in_words(health),
+                split=parts.server.sides(model),
             )
         await asyncio.sleep(min(parts.limits.health_s, probation_s - elapsed_s))
 

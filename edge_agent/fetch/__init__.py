@@ -10,7 +10,7 @@ from edge_agent.fetch.chunks import ChunkFetcher, ChunkLink
 from edge_agent.fetch.http import HttpFetcher
 from edge_agent.fetch.pace import Pace
 from edge_agent.fetch.partial import cut_to_flushed
-from edge_agent.fetch.session import open_session
+from edge_agent.fetch.session import Session, open_session
 from edge_agent.fetch.transfer import Fetching, FetchLimits, OnProgress, Ranges, Transfer
 from edge_agent.fetch.twin import DesiredPoll, Envelope, NotModified
 
@@ -27,6 +27,7 @@ __all__ = [
     "OnProgress",
     "Pace",
     "Ranges",
+    "Session",
     "Transfer",
     "cut_to_flushed",
     "make_fetcher",

@@ -7,8 +7,6 @@ import asyncio
 import weakref
 from pathlib import Path
 
-import aiohttp
-
 from common.artifact import ArtifactRef
 from common.clock import Clock
 from common.ids import Digest
@@ -17,6 +15,7 @@ from edge_agent.fetch.http import HttpFetcher
 from edge_agent.fetch.pace import Pace
 from edge_agent.fetch.partial import total
 from edge_agent.fetch.resume import Mover, fetch_by
+from edge_agent.fetch.session import Session
 from edge_agent.fetch.transfer import FetchLimits, OnProgress, Ranges, Transfer
 
 
@@ -50,9 +49,7 @@ class Fetcher:
         return (self._http,)
 
 
-def make_fetcher(
-    base_url: str, session: aiohttp.ClientSession, link: ChunkLink | None, limits: FetchLimits, clock: Clock
-) -> Fetcher:
+def make_fetcher(base_url: str, session: Session, link: ChunkLink | None, limits: FetchLimits, clock: Clock) -> Fetcher:
     """A fetcher from the controller at `base_url`, and through `link` if there is one, under one common rate limit."""
     pace = Pace(limits.rate_bytes_per_s, clock)
     chunks = ChunkFetcher(link, limits, pace) if link is not None else None

@@ -10,8 +10,7 @@ import asyncio
 import re
 from http import HTTPStatus
 from pathlib import Path
-
-import aiohttp
+from typing import TYPE_CHECKING
 
 from common.artifact import ArtifactRef
 from common.artifact.protobuf import Span
@@ -20,7 +19,11 @@ from edge_agent.fetch.pace import Pace
 from edge_agent.fetch.partial import BLOCK_BYTES_MAX, Partial
 from edge_agent.fetch.problems import PROBLEM_BYTES_MAX, problem_error
 from edge_agent.fetch.resume import fetch_by
+from edge_agent.fetch.session import Session
 from edge_agent.fetch.transfer import FetchLimits, OnProgress, Ranges, Transfer
+
+if TYPE_CHECKING:
+    import aiohttp
 
 BLOCK_BYTES = BLOCK_BYTES_MAX
 """Bytes are written in blocks of at most this size: all that a killed download has to fetch twice."""
@@ -31,7 +34,7 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 class HttpFetcher:
     """Fetches from the controller; `session` carries the credential (see `open_session`)."""
 
-    def __init__(self, base_url: str, session: aiohttp.ClientSession, limits: FetchLimits, pace: Pace) -> None:
+    def __init__(self, base_url: str, session: Session, limits: FetchLimits, pace: Pace) -> None:
         self._base_url = base_url.rstrip("/")
         self._session = session
         self._limits = limits
@@ -50,10 +53,13 @@ class HttpFetcher:
 
     async def move(self, partial: Partial, on_progress: OnProgress) -> None:
         """See `Mover.move`."""
+        client = await self._session.client()
+        import aiohttp  # loaded by now
+
         try:
             async with asyncio.timeout(self._limits.total_s):
                 while (span := next(partial.spans(), None)) is not None:
-                    async with self._request(partial.ref, span) as response:
+                    async with self._request(client, partial.ref, span) as response:
                         length = await self._check(response, partial, span)
                         await self._read(response, partial, length, on_progress)
         except TimeoutError as error:
@@ -61,11 +67,13 @@ class HttpFetcher:
         except (aiohttp.ClientError, ConnectionError) as error:
             raise Unavailable(f"the download broke off: {error or type(error).__name__}", fix="trying again") from error
 
-    def _request(self, ref: ArtifactRef, span: Span) -> "aiohttp.client._RequestContextManager":
+    def _request(
+        self, client: "aiohttp.ClientSession", ref: ArtifactRef, span: Span
+    ) -> "aiohttp.client._RequestContextManager":
         url = f"{self._base_url}/v1/blobs/{ref.digest}"
-        return self._session.get(url, headers=_range(ref, span), allow_redirects=False)
+        return client.get(url, headers=_range(ref, span), allow_redirects=False)
 
-    async def _check(self, response: aiohttp.ClientResponse, partial: Partial, span: Span) -> int:
+    async def _check(self, response: "aiohttp.ClientResponse", partial: Partial, span: Span) -> int:
         """How many bytes of the body are wanted, after making sure that they continue the partial file, or begin it."""
         if response.status == HTTPStatus.PARTIAL_CONTENT:
             _check_range(response.headers.get("Content-Range", ""), partial.ref, span)
@@ -85,7 +93,7 @@ class HttpFetcher:
         return span.end - span.start
 
     async def _read(
-        self, response: aiohttp.ClientResponse, partial: Partial, length: int, on_progress: OnProgress
+        self, response: "aiohttp.ClientResponse", partial: Partial, length: int, on_progress: OnProgress
     ) -> None:
         broken: Exception | None = None
         while length and broken is None:
@@ -98,8 +106,10 @@ class HttpFetcher:
         if broken is not None:
             raise broken
 
-    async def _block(self, response: aiohttp.ClientResponse, size: int) -> tuple[bytes, Exception | None]:
+    async def _block(self, response: "aiohttp.ClientResponse", size: int) -> tuple[bytes, Exception | None]:
         """The next `size` bytes; fewer only where the body ends or breaks, and then what there is to say about that."""
+        import aiohttp
+
         block = bytearray()
         try:
             while len(block) < size:

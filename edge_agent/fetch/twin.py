@@ -5,8 +5,8 @@ Asking again costs almost nothing: the last order's ETag goes along, and an unch
 
 import asyncio
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
-import aiohttp
 import msgspec
 
 from common.errors import FerryError, IntegrityFailure, Unavailable
@@ -14,6 +14,10 @@ from common.ids import DeviceId
 from common.trust import ENVELOPE_BYTES_MAX
 from common.wire import ReportedState, encode
 from edge_agent.fetch.problems import PROBLEM_BYTES_MAX, problem_error
+from edge_agent.fetch.session import Session
+
+if TYPE_CHECKING:
+    import aiohttp
 
 REQUEST_TIMEOUT_S = 30.0
 
@@ -32,7 +36,7 @@ class Envelope(msgspec.Struct, frozen=True):
 class DesiredPoll:
     """The device's side of `/v1/devices/{id}`; `session` carries the credential (see `open_session`)."""
 
-    def __init__(self, base_url: str, device: DeviceId, session: aiohttp.ClientSession) -> None:
+    def __init__(self, base_url: str, device: DeviceId, session: Session) -> None:
         self._url = f"{base_url.rstrip('/')}/v1/devices/{device}"
         self._session = session
 
@@ -56,9 +60,10 @@ class DesiredPoll:
             raise problem_error(status, body, "a report")
 
     async def _ask(self, method: str, what: str, headers: dict[str, str], body: bytes | None) -> tuple[int, bytes, str]:
-        request = self._session.request(
-            method, f"{self._url}/{what}", headers=headers, data=body, allow_redirects=False
-        )
+        client = await self._session.client()
+        import aiohttp  # loaded by now
+
+        request = client.request(method, f"{self._url}/{what}", headers=headers, data=body, allow_redirects=False)
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S), request as response:
                 most = ENVELOPE_BYTES_MAX if response.status == HTTPStatus.OK else PROBLEM_BYTES_MAX
@@ -73,7 +78,7 @@ def unreachable(error: Exception) -> FerryError:
     return Unavailable(f"the controller cannot be reached: {error or type(error).__name__}", fix=fix)
 
 
-async def _read_up_to(response: aiohttp.ClientResponse, most: int) -> bytes:
+async def _read_up_to(response: "aiohttp.ClientResponse", most: int) -> bytes:
     body = bytearray()
     while len(body) < most and (piece := await response.content.read(most - len(body))):
         body += piece

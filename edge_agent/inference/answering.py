@@ -2,7 +2,8 @@
 
 Runs on any thread. What each release did is counted here; who is to blame is decided here and nowhere else: a request
 for which the first release fails is asked of the second, and when that fails too the input is to blame and nobody is
-judged by it. A batch that fails is taken apart, so that no caller suffers for another one's input.
+judged by it. Nor is anybody by what a step of a pipeline calls the caller's fault, unless the second release can answer
+it. A batch that fails is taken apart, so that no caller suffers for another one's input.
 """
 
 from collections.abc import Sequence
@@ -12,9 +13,13 @@ from common.artifact.tensors import Array
 from common.clock import Clock
 from common.errors import FerryError
 from common.ids import ModelName, Version
+from common.monitoring.sketching import Sampled
+from common.wire import NotRun
 from edge_agent.inference.loaded import Loaded
+from edge_agent.inference.recall import Recall
 from edge_agent.inference.requests import Inference, Request
 from edge_agent.inference.scheduling import agree, join, split
+from edge_agent.inference.tensors import bytes_of
 from edge_agent.inference.trial import Attempt, attempt
 
 
@@ -23,6 +28,18 @@ class Recorder(Protocol):
 
     def record(self, model: ModelName, version: Version, latency_s: float | None, *, error: bool) -> None:
         """One request: how long the caller waited (None: this release did not answer it), and whether it failed."""
+        ...
+
+    def ran(self, model: ModelName, version: Version, rows: int, run_s: float, queue_s: Sequence[float]) -> None:
+        """One run of the engine: its rows, its seconds, and how long each of its requests had waited for it."""
+        ...
+
+    def not_run(self, model: ModelName, version: Version, why: NotRun) -> None:
+        """One request that was never run, and why."""
+        ...
+
+    def sampled(self, model: ModelName, version: Version, sample: Sampled) -> None:
+        """What is to be counted of one request, for drift."""
         ...
 
 
@@ -36,38 +53,55 @@ class Answer(NamedTuple):
 class Answering:
     """Answers requests and counts how they went."""
 
-    def __init__(self, recorder: Recorder, clock: Clock) -> None:
+    def __init__(self, recorder: Recorder, clock: Clock, recall: Recall) -> None:
         self._recorder = recorder
+        self.recall = recall
         self._clock = clock
 
     def together(self, requests: Sequence[Request]) -> list[Answer] | None:
         """The answers to requests with one key, run as one batch; None if it failed, and nothing is counted then."""
         loaded = requests[0].chosen.first
         started_at = self._clock.monotonic()
-        tried = attempt(loaded, join([request.feeds for request in requests]), requests[0].outputs)
+        longest = _longest(requests)
+        tried = attempt(loaded, _joined(loaded, requests, longest), requests[0].outputs)
         seconds = self._clock.monotonic() - started_at
         parts = self._parts(requests, tried)
         if parts is None:
             return None
+        if any(request.kind.length != longest for request in requests):
+            lengths = loaded.batching.lengths
+            parts = [lengths.cut(part, one.kind.length) for part, one in zip(parts, requests, strict=True)]
         rows = sum(request.rows or 1 for request in requests)
-        loaded.batching.observe(requests[0].shape, rows, seconds)
+        loaded.batching.observe(requests[0].kind, rows, seconds, _bytes(tried))
         loaded.ran(rows, seconds)
         now = self._clock.now()
+        waits = [started_at - request.admitted_at for request in requests]
         for request in requests:
-            queue_s = started_at - request.admitted_at
+            request.compute_s = seconds
+        self._recorder.ran(loaded.model, loaded.version, rows, seconds, waits)
+        for queue_s in waits:
             loaded.measure(failed=False, queue_s=queue_s, compute_s=seconds, now=now)
         return [
             self._delivered(loaded, Attempt(outputs=outputs), request, judged=True)
             for request, outputs in zip(requests, parts, strict=True)
         ]
 
-    def try_together(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
-        """Find out whether requests that were answered one by one get the same answers as one batch."""
-        if not all(isinstance(answer.outcome, Inference) for answer in answers):
-            return
-        loaded = requests[0].chosen.first
-        parts = self._parts(requests, attempt(loaded, join([each.feeds for each in requests]), requests[0].outputs))
+    def try_together(self, answers: Sequence[Answer]) -> None:
+        """Find out whether requests that were answered one by one (or those of each length by themselves) get the same
+        answers as one batch.
+        """
+        requests = [answer.request for answer in answers]
         alone = [answer.outcome.outputs for answer in answers if isinstance(answer.outcome, Inference)]
+        if len(alone) < len(requests):
+            return
+        loaded, longest = requests[0].chosen.first, _longest(requests)
+        parts = self._parts(requests, attempt(loaded, _joined(loaded, requests, longest), requests[0].outputs))
+        if any(request.kind.length != longest for request in requests):
+            difference = _difference(loaded, requests, parts, alone)
+            loaded.batching.lengths.tried(requests[0].outputs, difference)
+            if not difference:
+                loaded.batching.tried(alike=True)
+            return
         alike = parts is not None and all(agree(part, other) for part, other in zip(parts, alone, strict=True))
         loaded.batching.tried(alike=alike)
 
@@ -76,14 +110,20 @@ class Answering:
         first, second = request.chosen
         tried = self._attempt(first, request)
         if tried.good or second is None:
-            return self._delivered(first, tried, request, judged=True)
+            return self._delivered(first, tried, request, judged=not tried.refused)
         other = self._attempt(second, request)
         if not other.good:
-            self._recorder.record(second.model, second.version, None, error=True)
+            if not other.refused:
+                self._recorder.record(second.model, second.version, None, error=True)
             return self._delivered(first, tried, request, judged=False)
         first.count(error=True)
         self._recorder.record(first.model, first.version, None, error=True)
         return self._delivered(second, other, request, judged=True)
+
+    def not_run(self, request: Request, why: NotRun) -> None:
+        """The request leaves without having been run."""
+        first = request.chosen.first
+        self._recorder.not_run(first.model, first.version, why)
 
     def _parts(self, requests: Sequence[Request], tried: Attempt) -> list[dict[str, Array]] | None:
         rows = [request.rows or 1 for request in requests]
@@ -96,8 +136,10 @@ class Answering:
         if tried.good:
             loaded.ran(request.rows or 1, seconds)
             if loaded is request.chosen.first:
-                loaded.batching.observe(request.shape, request.rows or 1, seconds)
-        queue_s = started_at - request.admitted_at
+                loaded.batching.observe(request.kind, request.rows or 1, seconds, _bytes(tried))
+        queue_s, request.compute_s = started_at - request.admitted_at, seconds
+        waits = (queue_s,) if loaded is request.chosen.first else ()  # the second had to wait for the first to fail
+        self._recorder.ran(loaded.model, loaded.version, request.rows or 1, seconds, waits)
         loaded.measure(failed=not tried.good, queue_s=queue_s, compute_s=seconds, now=self._clock.now())
         return tried
 
@@ -106,5 +148,55 @@ class Answering:
         if judged:
             loaded.count(error=not tried.good)
         latency_s = None if tried.failure else self._clock.monotonic() - request.admitted_at
-        self._recorder.record(loaded.model, loaded.version, latency_s, error=not tried.good)
-        return Answer(request, tried.failure or Inference(tried.outputs or {}, loaded.version))
+        if not tried.refused:
+            self._recorder.record(loaded.model, loaded.version, latency_s, error=not tried.good)
+        self._sample(loaded, tried, request)
+        outputs = self._kept(loaded, tried, request)
+        return Answer(request, tried.failure or Inference(outputs, loaded.version, loaded.model))
+
+    def _sample(self, loaded: Loaded, tried: Attempt, request: Request) -> None:
+        """Take the request into the sketch of what the release sees, if it is its turn."""
+        if loaded.watch is not None and tried.outputs is not None:
+            sample = loaded.watch.sample(self._clock.monotonic(), request.feeds, tried.outputs)
+            if sample is not None:
+                self._recorder.sampled(loaded.model, loaded.version, sample)
+
+    def _kept(self, loaded: Loaded, tried: Attempt, request: Request) -> dict[str, Array]:
+        """The outputs, which are kept for equal requests to this release if they are good."""
+        outputs = tried.outputs or {}
+        if request.question is None or not tried.good:
+            return outputs
+        return self.recall.keep(loaded, request.question, outputs)
+
+
+def _longest(requests: Sequence[Request]) -> int:
+    return max(request.kind.length for request in requests)
+
+
+def _joined(loaded: Loaded, requests: Sequence[Request], longest: int) -> dict[str, Array]:
+    """The inputs of all requests as one batch, as long as the longest of them."""
+    padder = loaded.batching.lengths.padder
+    if longest and padder:
+        return join([padder.padded(request.feeds, longest) for request in requests])
+    return join([request.feeds for request in requests])
+
+
+def _difference(
+    loaded: Loaded,
+    requests: Sequence[Request],
+    parts: Sequence[dict[str, Array]] | None,
+    alone: Sequence[dict[str, Array]],
+) -> str:
+    """How padding changed an answer; empty if it did not."""
+    if parts is None:
+        return "a batch of padded requests failed, or its outputs have not a row for each of theirs"
+    longest, lengths = _longest(requests), loaded.batching.lengths
+    differences = (
+        lengths.compare(other, part, request.kind.length, longest)
+        for request, part, other in zip(requests, parts, alone, strict=True)
+    )
+    return next(filter(None, differences), "")
+
+
+def _bytes(tried: Attempt) -> int:
+    return bytes_of((tried.outputs or {}).values())

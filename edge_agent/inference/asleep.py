@@ -6,7 +6,8 @@ holds up nobody else's. `awake` is called on the event loop, `awake_from_thread`
 """
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from typing import Final
 
 from common.errors import DeadlineExceeded, FerryError, Unavailable
@@ -23,12 +24,14 @@ __all__ = ["WAITERS_MAX", "WAKE_S_MAX", "Asleep", "Waking"]
 
 
 class Waking:
-    """Who waits for which model. `ask_for` is called once for all who wait for a model."""
+    """Who waits for which model of those that are `asleep`. `ask_for` is called once for all who wait for a model."""
 
-    def __init__(self) -> None:
+    def __init__(self, asleep: Collection[ModelName]) -> None:
+        self._asleep = asleep
         self.ask_for: Callable[[ModelName], None] = lambda _: None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._waiting: dict[ModelName, tuple[asyncio.Future[None], int]] = {}
+        self._waiting: dict[ModelName, asyncio.Future[None]] = {}
+        self._waiters: Counter[ModelName] = Counter()
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -43,17 +46,38 @@ class Waking:
 
     async def awake(self, model: ModelName, timeout_s: float | None) -> None:
         """Return when the model can answer. Raises `Overloaded`, `DeadlineExceeded`, or why it could not be loaded."""
-        future, waiting = self._waiting.get(model) or (asyncio.get_running_loop().create_future(), 0)
-        if waiting >= WAITERS_MAX:
-            raise Overloaded(f"{waiting} requests wait for {model} to be loaded", fix="try again a little later")
-        self._waiting[model] = future, waiting + 1
-        if not waiting:
-            self.ask_for(model)
+        if model not in self._asleep:  # woken since it was found asleep
+            return
+        future = self._asked_for(model)
+        if self._waiters[model] >= WAITERS_MAX:
+            fix = "try again a little later"
+            raise Overloaded(f"{WAITERS_MAX} requests wait for {model} to be loaded", fix=fix)
+        self._waiters[model] += 1
+        longest_s = WAKE_S_MAX if timeout_s is None else min(timeout_s, WAKE_S_MAX)
         try:
-            await asyncio.wait_for(asyncio.shield(future), min(timeout_s or WAKE_S_MAX, WAKE_S_MAX))
+            await asyncio.wait_for(asyncio.shield(future), longest_s)
         except TimeoutError as error:
             fix = "allow more time, or try again a little later"
             raise DeadlineExceeded(f"{model} is being loaded and was not ready in time", fix=fix) from error
+        finally:
+            self._waiters[model] -= 1
+
+    def wanted(self, model: ModelName) -> None:
+        """Ask for a model for which nobody waits. From any thread."""
+
+        def ask() -> None:
+            if model in self._asleep:
+                self._asked_for(model)
+
+        self.loop.call_soon_threadsafe(ask)
+
+    def _asked_for(self, model: ModelName) -> asyncio.Future[None]:
+        """Done when the model can answer; it is asked for once."""
+        future = self._waiting.get(model)
+        if future is None:
+            future = self._waiting[model] = self.loop.create_future()
+            self.ask_for(model)
+        return future
 
     def awake_from_thread(self, model: ModelName, timeout_s: float | None) -> None:
         """`awake` for a thread that may wait."""
@@ -61,13 +85,13 @@ class Waking:
 
     def woken(self, model: ModelName) -> None:
         """It answers from now on."""
-        future, _ = self._waiting.pop(model, (None, 0))
+        future = self._waiting.pop(model, None)
         if future and not future.done():
             future.set_result(None)
 
     def failed(self, model: ModelName, error: FerryError) -> None:
         """It could not be loaded: all who wait get `error`."""
-        future, _ = self._waiting.pop(model, (None, 0))
+        future = self._waiting.pop(model, None)
         if future and not future.done():
             future.set_exception(error)
             future.exception()  # nobody may be left to take it

@@ -3,33 +3,56 @@
 A release whose tensors all have an open first axis may treat its rows one by one, or may not. The first requests that
 could run together are therefore run alone, answered, and then run once more together: when that gave the same answers
 `TRIALS` times, the release is batched from then on, and when it did not once, never. How many rows to run together is
-what a cost curve for each shape of rows has learned.
+what a cost curve for each shape of rows has learned. Requests of different lengths are a matter of their own
+(`edge_agent.inference.lengths`); they have a curve for each class of lengths, which is fed with what padded batches
+took, so that padding is used only where it pays.
 """
 
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from common.artifact import TensorSpec
+from common.artifact.serving import Padding
 from common.artifact.tensors import Array
-from edge_agent.inference.scheduling import ROWS_MAX, CostCurve, has_rows, row_count
+from edge_agent.inference.lengths import Lengths
+from edge_agent.inference.scheduling import ROWS_MAX, CostCurve, has_rows, length_class, row_count
 
 TRIALS: Final = 3
 TRIAL_ROWS_MAX: Final = 4
 SHAPES_MAX: Final = 64
 """Shapes of rows for which a curve is kept; the one that was used longest ago is forgotten."""
-BATCH_BYTES_MAX: Final = 16 * 1024 * 1024
-"""Inputs of one batch: what the engine needs beside them is in proportion."""
+
+
+class Kind(NamedTuple):
+    """What requests have in common that may be joined, and the length up to which they are padded (0: they are not)."""
+
+    shape: Hashable
+    length: int = 0
+
+    @property
+    def classed(self) -> Hashable:
+        """What requests have in common that cost as much for each row."""
+        return self.shape, length_class(self.length)
 
 
 class Batching:
     """What is known about batches of one release. Safe for threads."""
 
-    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    def __init__(
+        self,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        padding: Mapping[str, Padding] | None = None,
+        *,
+        row_wise: bool = True,
+    ) -> None:
         self._lock = threading.Lock()
-        self._possible = has_rows(inputs, outputs)
+        self._possible = row_wise and has_rows(inputs, outputs)
         self._trials = 0
+        self._answer_bytes = 0
+        self.lengths = Lengths(padding or {}, inputs, batched=self._possible)
         self._curves: OrderedDict[Hashable, CostCurve] = OrderedDict()
 
     @property
@@ -39,8 +62,15 @@ class Batching:
 
     def shape_of(self, feeds: Mapping[str, Array]) -> Hashable:
         """What inputs have in common with those that cost as much for each row, and that they may be joined with."""
+        if self.lengths.padder and self.length_of(feeds):
+            return self.lengths.padder.shape_of(feeds)
         first = 1 if self._possible else 0
         return tuple([(name, feeds[name].shape[first:]) for name in sorted(feeds)])
+
+    def length_of(self, feeds: Mapping[str, Array]) -> int:
+        """The length up to which `feeds` may differ from others that it is joined with; 0 if it may not."""
+        lengths = self.lengths
+        return lengths.padder.length_of(feeds) if lengths.padder and lengths.used and self._possible else 0
 
     def rows_of(self, feeds: Mapping[str, Array]) -> int | None:
         """How many rows `feeds` has; None when it must run alone."""
@@ -52,26 +82,31 @@ class Batching:
             self._trials += 1
             self._possible &= alike
 
-    def next_rows(self, shape: Hashable, waiting: int, size: int) -> int:
-        """How many of `waiting` rows to run together, of which each has about `size` bytes."""
-        if not self.proven:
-            return min(waiting, TRIAL_ROWS_MAX)
-        with self._lock:
-            chosen = self._curve(shape).next_rows(waiting)
-        return max(1, min(chosen, BATCH_BYTES_MAX // max(1, size)))
+    def next_rows(self, kind: Kind, waiting: int, size: int, bytes_max: int) -> int:
+        """How many of `waiting` rows to run together, of which each has about `size` bytes, so that they and their
+        answers take at most `bytes_max`.
+        """
+        if self.proven:
+            with self._lock:
+                chosen = self._curve(kind).next_rows(waiting)
+        else:
+            chosen = min(waiting, TRIAL_ROWS_MAX)
+        return max(1, min(chosen, bytes_max // max(1, size + self._answer_bytes)))
 
-    def observe(self, shape: Hashable, rows: int, seconds: float) -> None:
-        """A batch took `seconds` in the engine."""
+    def observe(self, kind: Kind, rows: int, seconds: float, answer_bytes: int = 0) -> None:
+        """A batch took `seconds` in the engine, and its answers `answer_bytes`."""
         with self._lock:
-            self._curve(shape).observe(rows, seconds)
+            self._answer_bytes = max(self._answer_bytes, answer_bytes // rows)
+            self._curve(kind).observe(rows, seconds)
 
-    def seconds(self, shape: Hashable, rows: int) -> float | None:
-        """About how long `rows` take; None when nothing is known of their shape."""
+    def seconds(self, kind: Kind, rows: int) -> float | None:
+        """About how long `rows` take; None when nothing is known of their kind."""
         with self._lock:
-            curve = self._curves.get(shape)
+            curve = self._curves.get(kind.classed)
             return curve.seconds(rows) if curve else None
 
-    def _curve(self, shape: Hashable) -> CostCurve:
+    def _curve(self, kind: Kind) -> CostCurve:
+        shape = kind.classed
         curve = self._curves.get(shape)
         if curve is None:
             curve = self._curves[shape] = CostCurve(ROWS_MAX)

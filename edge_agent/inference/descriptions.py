@@ -48,7 +48,10 @@ def model_config(served: Served, platform: str) -> Document:
 
 
 def model_statistics(served: Sequence[Served]) -> Document:
-    """GET /v2/models/stats and below it. Inferences are requests, executions are runs of the engine."""
+    """GET /v2/models/stats and below it. Inferences are requests, executions are runs of the engine.
+
+    As in Triton, answers from memory are successes and no inferences.
+    """
     return {"model_stats": [_statistics(one) for one in served]}
 
 
@@ -93,14 +96,14 @@ def _statistics(served: Served) -> Document:
 
 def _durations(counts: Statistics) -> Document:
     return {
-        "success": _duration(counts.answered, counts.answered_s),
+        "success": _duration(counts.answered + counts.hits, counts.answered_s + counts.hit_s),
         "fail": _duration(counts.failed, counts.failed_s),
         "queue": _duration(counts.answered, counts.queue_s),
         "compute_input": _duration(counts.answered, 0),
         "compute_infer": _duration(counts.answered, counts.compute_s),
         "compute_output": _duration(counts.answered, 0),
-        "cache_hit": _duration(0, 0),
-        "cache_miss": _duration(0, 0),
+        "cache_hit": _duration(counts.hits, counts.hit_s),
+        "cache_miss": _duration(counts.misses, counts.miss_s),
     }
 
 

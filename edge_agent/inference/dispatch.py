@@ -9,6 +9,7 @@ import contextlib
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
+from queue import SimpleQueue
 from typing import Final, NamedTuple, Protocol
 
 from common.clock import Clock
@@ -58,7 +59,10 @@ class Dispatcher:
         self._running: dict[int, _Running] = {}
         self._pulses: list[Future[None]] = []
         self._ended = threading.Event()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        # Idle threads wait here: one that a condition woke would wait once more, for the lock of who woke it.
+        self._calls: SimpleQueue[None] = SimpleQueue()
+        self._idle = 0
         self._waiting = Waiting(limits)
         self._cores = cores
         self._free = cores
@@ -75,49 +79,62 @@ class Dispatcher:
         """Requests in the queue."""
         return len(self._waiting)
 
+    @property
+    def busy(self) -> int:
+        """Cores that run something."""
+        return self._cores - self._free
+
+    @property
+    def free(self) -> bool:
+        """Whether a core is free and nobody waits for one; by the time it is known that may have changed."""
+        return self._free > 0 and not len(self._waiting)
+
     def try_run(self, ticket: Ticket) -> bool:
         """Run `ticket` on the calling thread, if a core is free and nobody waits; whether it was."""
-        with self._changed:
+        with self._lock:
             if self._free == 0 or len(self._waiting) or self._closed:
                 return False
             self._begin([ticket])
         try:
             self._owner.run([ticket])
         finally:
-            self._end()
+            self._call(self._end())
         return True
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
         """Let `tickets` wait for a core; those for which there is no room are refused, or less urgent ones are."""
         refused: list[Ticket] = []
-        with self._changed:
+        with self._lock:
             for ticket in tickets:
                 try:
                     refused += self._waiting.add(ticket, self._free)
                 except WaitingFull:
                     refused.append(ticket)
-            self._changed.notify(min(self._free, len(self._waiting)))
+            called = self._called(len(tickets))
+        self._call(called)
         for ticket in refused:
             self._owner.refuse(ticket, late=False)
 
     def pulse(self) -> "Future[None]":
         """Done when one of the threads has come back for work: they do not all hang."""
         future: Future[None] = Future()
-        with self._changed:
+        with self._lock:
             self._pulses.append(future)
-            self._changed.notify()
+            called = self._called(1)
+        self._call(called)
         return future
 
     def cancel(self, ticket: Ticket) -> bool:
         """Nobody waits for `ticket` any more: whether it will not run because of that."""
-        with self._changed:
+        with self._lock:
             return self._waiting.remove(ticket)
 
     def close(self) -> None:
         """Run what waits, then end the threads. Returns at once."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            called = self._called(self._idle)
+        self._call(called)
         self._ended.set()
 
     def _work(self) -> None:
@@ -128,23 +145,38 @@ class Dispatcher:
                 if taken.batch:
                     self._owner.run(taken.batch)
             finally:
-                self._end()
+                self._call(self._end())
 
     def _next(self) -> Taken | None:
         """What to do next, with a core for it; None when there is nothing more to do."""
-        with self._changed:
-            self._answer_pulses()
-            while not (len(self._waiting) and self._free):
+        while True:
+            with self._lock:
+                self._answer_pulses()
+                if len(self._waiting) and self._free:
+                    return self._take()
                 if self._closed and not len(self._waiting):
                     return None
-                self._changed.wait()
-                self._answer_pulses()
-            free = self._free
-            taken = self._waiting.take(
-                self._clock.monotonic(), lambda first, rows: self._owner.rows_for(first, -(-rows // free))
-            )
-            self._begin(taken.batch)
-            return taken
+                self._idle += 1
+            self._calls.get()
+
+    def _take(self) -> Taken:
+        free = self._free
+        taken = self._waiting.take(
+            self._clock.monotonic(), lambda first, rows: self._owner.rows_for(first, -(-rows // free))
+        )
+        self._begin(taken.batch)
+        return taken
+
+    def _called(self, wanted: int) -> int:
+        """How many idle threads there are to call, up to `wanted`; they count as called. Under the lock."""
+        called = min(wanted, self._idle)
+        self._idle -= called
+        return called
+
+    def _call(self, threads: int) -> None:
+        """Let idle threads look for work. Not under the lock, because it is the first thing that they take."""
+        for _ in range(threads):
+            self._calls.put(None)
 
     def _answer_pulses(self) -> None:
         for pulse in self._pulses:
@@ -156,17 +188,17 @@ class Dispatcher:
         self._free -= 1
         self._running[threading.get_ident()] = _Running(batch, self._clock.monotonic())
 
-    def _end(self) -> None:
-        with self._changed:
+    def _end(self) -> int:
+        """The core is free again; returns how many threads to call: for what waits, or to end."""
+        with self._lock:
             del self._running[threading.get_ident()]
             self._free += 1
-            if len(self._waiting):
-                self._changed.notify()
+            return self._called(self._idle if self._closed else len(self._waiting))
 
     def _oversee(self) -> None:
         """A model may loop for ever on one input; a core that it holds would be lost."""
         while not self._ended.wait(OVERSEE_S):
-            with self._changed:
+            with self._lock:
                 latest = self._clock.monotonic() - self._run_s_max
                 for thread, running in self._running.items():
                     if running.since <= latest:

@@ -7,7 +7,7 @@ tests bring sessions that misbehave on purpose.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from common.artifact import TensorSpec
 from common.artifact.tensors import Array
@@ -39,16 +39,31 @@ class Session(Protocol):
         ...
 
 
+class Beside(NamedTuple):
+    """What belongs to a model file: shared libraries with operators, and a name for all its bytes, if it is known."""
+
+    libraries: tuple[Path, ...] = ()
+    identity: str = ""
+
+
+NOTHING = Beside()
+
+
 class Engine(Protocol):
     """What loads sessions."""
 
     platform: str
     """The engine's name in the Open Inference Protocol's model metadata, for example `onnxruntime_onnx`."""
 
-    def load(self, path: Path) -> Session:
+    def load(self, path: Path, beside: Beside = NOTHING) -> Session:
         """A session for the model file at `path`. Slow (it may take seconds), and it does not hold up other threads.
 
         Raises `EngineFailure` for a file that is not a model or that the engine cannot run, `NotFound` when there is no
-        file, and `Unavailable` when memory ran out, which says nothing about the model.
+        file, and `Unavailable` when memory ran out, which says nothing about the model. `Forbidden` when libraries are
+        not allowed here.
         """
+        ...
+
+    def doubt(self, path: Path) -> bool:
+        """What was loaded from `path` last failed its checks: whether it would be loaded in another way from now on."""
         ...

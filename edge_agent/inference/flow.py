@@ -7,32 +7,46 @@ the way to another thread and back.
 """
 
 import asyncio
+import itertools
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from common.artifact.tensors import Array, check_feeds
 from common.clock import Clock
 from common.errors import DeadlineExceeded, Unavailable
 from common.ids import ModelName, Version
 from edge_agent.inference.answering import Answer, Answering
+from edge_agent.inference.batching import TRIAL_ROWS_MAX
 from edge_agent.inference.dispatch import Dispatcher
 from edge_agent.inference.engine import EngineFailure
+from edge_agent.inference.mirror import Mirror
 from edge_agent.inference.placement import Placements
 from edge_agent.inference.requests import Inference, Overloaded, Request
+from edge_agent.inference.router import Router
+from edge_agent.inference.routing import Load
 from edge_agent.inference.scheduling import PRIORITY_DEFAULT, Ticket, WaitingLimits
+from edge_agent.inference.sides import NO_WISH, Wish
 from edge_agent.inference.tensors import check_outputs
 
 logger = logging.getLogger(__name__)
 
 
 class Terms(NamedTuple):
-    """How urgent a request is: `priority` 1 (first) to 9, and within which time it must be started."""
+    """How urgent a request is: `priority` 1 (first) to 9, and within which time it must be started; what else it says
+    of itself, for rules; and who it wishes to be answered by.
+    """
 
     priority: int = PRIORITY_DEFAULT
     timeout_s: float | None = None
+    parameters: Mapping[str, Any] = {}
+    wish: Wish = NO_WISH
+
+    def after(self, waited_s: float) -> "Terms":
+        """For a request that has waited for so many seconds already."""
+        return self if self.timeout_s is None else self._replace(timeout_s=max(0.0, self.timeout_s - waited_s))
 
 
 class FlowLimits(NamedTuple):
@@ -43,16 +57,30 @@ class FlowLimits(NamedTuple):
 
 
 class RequestFlow:
-    """Takes requests to `placements` through `answering` and back, `cores` at one time."""
+    """Takes requests to `placements` through `answering` and back, `cores` at one time. `wake` asks for a model that a
+    rule names and that is not in memory.
+    """
 
     def __init__(
-        self, placements: Placements, answering: Answering, clock: Clock, cores: int, limits: FlowLimits
+        self,
+        placements: Placements,
+        answering: Answering,
+        clock: Clock,
+        cores: int,
+        limits: FlowLimits,
+        *,
+        wake: Callable[[ModelName], None],
     ) -> None:
         self._placements = placements
+        self._recall = answering.recall
         self._answering = answering
         self._clock = clock
         self._dispatcher = Dispatcher(cores, limits.waiting, limits.run_s_max, self, clock)
+        self.router = Router(placements, self._load, wake)
+        self._cores = cores
+        self._batch_bytes_max = limits.waiting.batch_bytes_max
         self._arrived: list[Ticket] = []
+        self.mirrors: dict[ModelName, Mirror] = {}
         self._loop_thread = 0
         self.closed = False
         self.finished = 0
@@ -77,7 +105,9 @@ class RequestFlow:
         loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         future: asyncio.Future[Inference] = loop.create_future()
-        request = self._request(model, version, feeds, outputs, future)
+        request = self._request(model, version, feeds, outputs, terms, future=future)
+        if (known := self._recalled(request)) is not None:
+            return known
         ticket = _ticket(request, terms)
         self._arrived.append(ticket)
         if len(self._arrived) == 1:
@@ -85,8 +115,7 @@ class RequestFlow:
         try:
             return await future
         except asyncio.CancelledError:
-            if self._dispatcher.cancel(ticket):
-                request.chosen.unpin()
+            self._cancel(ticket)
             raise
 
     def infer_here(
@@ -99,7 +128,9 @@ class RequestFlow:
     ) -> Inference:
         """See `ModelServer.infer_here`."""
         future: Future[Inference] = Future()
-        request = self._request(model, version, feeds, outputs, future)
+        request = self._request(model, version, feeds, outputs, terms, future=future)
+        if (known := self._recalled(request)) is not None:
+            return known
         ticket = _ticket(request, terms)
         if not self._dispatcher.try_run(ticket):
             self._dispatcher.submit([ticket])
@@ -115,12 +146,15 @@ class RequestFlow:
     ) -> "Future[Inference]":
         """See `ModelServer.submit`."""
         future: Future[Inference] = Future()
-        request = self._request(model, version, feeds, outputs, future)
+        request = self._request(model, version, feeds, outputs, terms, future=future)
+        if (known := self._recalled(request)) is not None:
+            future.set_result(known)
+            return future
         ticket = _ticket(request, terms)
 
         def ended(_: object) -> None:
-            if future.cancelled() and self._dispatcher.cancel(ticket):
-                request.chosen.unpin()
+            if future.cancelled():
+                self._cancel(ticket)
 
         future.add_done_callback(ended)
         self._dispatcher.submit([ticket])
@@ -133,7 +167,8 @@ class RequestFlow:
     def rows_for(self, first: Ticket, waiting: int) -> int:
         """See `Owner.rows_for`."""
         request: Request = first.work
-        return request.chosen.first.batching.next_rows(request.shape, waiting, first.size // max(1, first.rows))
+        row = first.size // max(1, first.rows)
+        return request.chosen.first.batching.next_rows(request.kind, waiting, row, self._batch_bytes_max)
 
     def run(self, batch: Sequence[Ticket]) -> None:
         """See `Owner.run`."""
@@ -159,17 +194,45 @@ class RequestFlow:
     def refuse(self, ticket: Ticket, *, late: bool) -> None:
         """See `Owner.refuse`."""
         request: Request = ticket.work
+        self._answering.not_run(request, "expired" if late else "refused")
         request.chosen.unpin()
         self._deliver([Answer(request, _too_late() if late else _no_room())])
 
+    def _cancel(self, ticket: Ticket) -> None:
+        """The caller has left; if the request still waited, it will not run."""
+        if self._dispatcher.cancel(ticket):
+            self._answering.not_run(ticket.work, "cancelled")
+            ticket.work.chosen.unpin()
+
     def _run(self, requests: Sequence[Request]) -> None:
         batching = requests[0].chosen.first.batching
-        answers = self._answering.together(requests) if len(requests) > 1 and batching.proven else None
+        mixed = len({request.kind.length for request in requests}) > 1
+        settled = batching.proven and (batching.lengths.trusted(requests[0].outputs) if mixed else True)
+        groups = _by_length(requests) if mixed and not settled else [requests]
+        answers = [answer for group in groups for answer in self._answered(group, together=batching.proven)]
+        if len(requests) > 1 and not settled:
+            self._answering.try_together(_some(answers))
+
+    def _answered(self, requests: Sequence[Request], *, together: bool) -> list[Answer]:
+        """The answers, which are delivered."""
+        answers = self._answering.together(requests) if len(requests) > 1 and together else None
         if answers is None:
             answers = [self._alone(request) for request in requests]
+        if self.mirrors:
+            self._offer(answers)
         self._deliver(answers)
-        if len(requests) > 1 and not batching.proven:
-            self._answering.try_together(requests, answers)
+        return answers
+
+    def _offer(self, answers: Sequence[Answer]) -> None:
+        """Let a candidate look at what was asked and answered."""
+        for request, outcome in answers:
+            if mirror := self.mirrors.get(request.chosen.first.model):
+                mirror.offer(request, outcome)
+
+    @property
+    def free(self) -> bool:
+        """See `Dispatcher.free`."""
+        return self._dispatcher.free
 
     def _alone(self, request: Request) -> Answer:
         answer = self._answering.alone(request)
@@ -182,23 +245,43 @@ class RequestFlow:
         version: Version | None,
         feeds: Mapping[str, Array],
         outputs: Sequence[str] | None,
+        terms: Terms,
+        *,
         future: "asyncio.Future[Inference] | Future[Inference]",
     ) -> Request:
         """A request that may run; whoever called sees to its end."""
         if self.closed:
             raise Unavailable("the inference server is stopping")
         admitted_at = self._clock.monotonic()
-        chosen = self._placements.pin(model, version)
+        chosen = self._placements.pin(model, version, terms.wish)
         try:
             check_feeds(chosen.first.inputs, feeds)
             if outputs is None:
                 outputs = chosen.first.output_names
             else:
                 check_outputs(chosen.first.outputs, outputs)
-            return Request(chosen, feeds, outputs, admitted_at, future)
+            if version is None:
+                chosen = self.router.handed_on(chosen, feeds, terms.priority or PRIORITY_DEFAULT, terms.parameters)
+            question = self._recall.question(chosen.first, feeds, outputs)
+            return Request(chosen, feeds, outputs, admitted_at, future, question=question)
         except BaseException:
             chosen.unpin()
             raise
+
+    def _load(self) -> Load:
+        """How busy the device is; what has arrived in this turn of the loop waits too, if no core is free for it."""
+        busy = self._dispatcher.busy
+        arrived = max(0, len(self._arrived) - (self._cores - busy))
+        return Load(self._dispatcher.waiting + arrived, busy, self._cores)
+
+    def _recalled(self, request: Request) -> Inference | None:
+        """The answer, if the release gave it before; the request is done then."""
+        loaded, question = request.chosen.first, request.question
+        outputs = self._recall.find(loaded, question, request.admitted_at) if question else None
+        if outputs is None:
+            return None
+        request.chosen.unpin()
+        return Inference(outputs, loaded.version, loaded.model, recalled=True)
 
     def _flush(self) -> None:
         """Start what has arrived in this turn of the loop."""
@@ -220,8 +303,30 @@ class RequestFlow:
 
 def _ticket(request: Request, terms: Terms) -> Ticket:
     deadline = None if terms.timeout_s is None else request.admitted_at + terms.timeout_s
-    rows, size = request.rows or 1, request.size
-    return Ticket(request, key=request.key, rows=rows, size=size, priority=terms.priority, deadline=deadline)
+    return Ticket(
+        request,
+        key=request.key,
+        rows=request.rows or 1,
+        size=request.size,
+        length=request.kind.length,
+        priority=terms.priority,
+        deadline=deadline,
+    )
+
+
+def _some(answers: Sequence[Answer]) -> Sequence[Answer]:
+    """Enough for a trial, the first and the last among them, which are the shortest and the longest."""
+    return answers if len(answers) <= TRIAL_ROWS_MAX else [*answers[: TRIAL_ROWS_MAX - 1], answers[-1]]
+
+
+def _by_length(requests: Sequence[Request]) -> list[list[Request]]:
+    """Those of equal length together, the shortest first."""
+    ordered = sorted(requests, key=_length)
+    return [list(group) for _, group in itertools.groupby(ordered, _length)]
+
+
+def _length(request: Request) -> int:
+    return request.kind.length
 
 
 def _settle(answers: Sequence[Answer]) -> None:

@@ -7,33 +7,62 @@ or on a Unix socket unless the network is trusted.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
 
 from common.errors import Forbidden, InvalidInput
 from common.ids import ModelName, Version
 from edge_agent.inference import descriptions
-from edge_agent.inference.asgi import Application, Bodies, BodyLimits, Call, Reply, document, packed
-from edge_agent.inference.protocol import decode_request, encode_response
+from edge_agent.inference.asgi import Application, Bodies, BodyLimits, Call, Overfull, Reply, document, packed
+from edge_agent.inference.labels import LABELS_MAX, Label, Labels
+from edge_agent.inference.protocol import InferRequest, decode_request, encode_response
+from edge_agent.inference.requests import Inference
 from edge_agent.inference.serving import ModelServer, Served
+from edge_agent.inference.sides import NO_WISH, Wish, wish_in
 
 COMPRESS_BYTES_MIN: Final = 1024
 """Shorter answers are not worth compressing."""
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 _HEADER_LENGTH: Final = HEADER_LENGTH.lower().encode()
+ANSWERED_BY: Final = "Ferry-Answered-By"
+"""`MODEL@VERSION` of the release that gave the answer."""
+CACHE: Final = "Ferry-Cache"
+"""`hit` on an answer that was given before, to an equal request."""
+_JSON: Final = (b"content-type", b"application/json")
 _BINARY: Final = (b"content-type", b"application/octet-stream")
 
 
 def inference_app(
-    server: ModelServer, status: Callable[[], dict[str, Any]] | None = None, limits: BodyLimits | None = None
+    server: ModelServer,
+    status: Callable[[], dict[str, Any]] | None = None,
+    limits: BodyLimits | None = None,
+    labels: Labels | None = None,
 ) -> Application:
-    """The application that serves `server`'s models; `GET /status` answers what `status` returns, if given."""
-    return _Api(server, status, limits or BodyLimits()).application()
+    """The application that serves `server`'s models; `GET /status` answers what `status` returns, if given, and answers
+    can be labelled where there are `labels`.
+    """
+    return _Api(server, status, limits or BodyLimits(), labels).application()
+
+
+class GivenLabels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a request to label answers."""
+
+    labels: Annotated[tuple[Label, ...], Meta(min_length=1, max_length=LABELS_MAX)]
 
 
 class _Api:
     """The handlers."""
 
-    def __init__(self, server: ModelServer, status: Callable[[], dict[str, Any]] | None, limits: BodyLimits) -> None:
+    def __init__(
+        self,
+        server: ModelServer,
+        status: Callable[[], dict[str, Any]] | None,
+        limits: BodyLimits,
+        labels: Labels | None,
+    ) -> None:
+        self._labels = labels
         self._server = server
         self._status = status
         self._bodies = Bodies(limits)
@@ -43,6 +72,8 @@ class _Api:
         add = application.add
         for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             add("POST", f"{model}/infer", self.infer)
+            if self._labels:
+                add("POST", f"{model}/labels", self.label)
             add("GET", model, self.metadata)
             add("GET", f"{model}/ready", self.model_ready)
             add("GET", f"{model}/config", self.config)
@@ -61,24 +92,51 @@ class _Api:
     async def infer(self, call: Call) -> Reply:
         """One inference."""
         model, version = _named(call)
-        self._server.served(model, version)  # an unknown model is refused before its body is read
-        body = await self._bodies.read(call)
+        self._server.require(model, version)  # an unknown model is refused before its body is read
+        try:
+            body = await self._bodies.read(call)
+        except Overfull:
+            self._server.turned_away(model, version)
+            raise
         try:
             parsed = decode_request(body, _header_length(call))
             answer = await self._server.infer(
-                model, version, parsed.feeds, parsed.outputs, priority=parsed.priority, timeout_s=parsed.timeout_s
+                model,
+                version,
+                parsed.feeds,
+                parsed.outputs,
+                priority=parsed.priority,
+                timeout_s=parsed.timeout_s,
+                parameters=parsed.parameters,
+                wish=self._wish(model, call, parsed),
             )
         finally:
             self._bodies.release(len(body))
-        encoded = encode_response(model, answer.version, parsed, answer.outputs)
-        reply = Reply(encoded.data)
-        if encoded.header_length is not None:
-            reply = Reply(encoded.data, 200, (_BINARY, (_HEADER_LENGTH, str(encoded.header_length).encode())))
+        if self._labels:  # before the caller can label it
+            self._labels.remember(model, parsed.id, answer)
+        encoded = encode_response(answer.model, answer.version, parsed, answer.outputs)
+        headers = (*_form(encoded.header_length), *_origin(answer))
+        reply = Reply(encoded.data, 200, headers)
         coding = _wanted_coding(call)
         if coding and len(encoded.data) >= COMPRESS_BYTES_MIN:
             headers = (*reply.headers, (b"content-encoding", coding.encode()))
             reply = Reply(packed(encoded.data, coding), 200, headers)
         return reply
+
+    async def label(self, call: Call) -> Reply:
+        """The true labels of earlier answers."""
+        model, version = _named(call)
+        body = await self._bodies.read(call)
+        try:
+            given = msgspec.json.decode(body, type=GivenLabels).labels
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            fix = 'send {"labels": [{"id": "...", "label": 3}]}'
+            raise InvalidInput(f"these are no labels: {error}", field="labels", fix=fix) from error
+        finally:
+            self._bodies.release(len(body))
+        if self._labels is None:
+            raise AssertionError("labels without a memory")
+        return document(self._labels.label(model, version, given))
 
     async def metadata(self, call: Call) -> Reply:
         model, version = _named(call)
@@ -96,9 +154,12 @@ class _Api:
 
     async def statistics(self, call: Call) -> Reply:
         if "model" not in call.named:
-            return document(descriptions.model_statistics(self._server.models()))
+            return document(descriptions.model_statistics(self._server.models() + self._server.shadows()))
         model, version = _named(call)
-        chosen = [self._server.served(model, version)] if version else self._all(model)
+        shadows = [one for one in self._server.shadows() if one.model == model]
+        chosen = [one for one in shadows if one.version == version]
+        if not chosen:
+            chosen = [self._server.served(model, version)] if version else [*self._all(model), *shadows]
         return document(descriptions.model_statistics(chosen))
 
     async def server_metadata(self, _: Call) -> Reply:
@@ -130,6 +191,13 @@ class _Api:
     async def status(self, _: Call) -> Reply:
         return document(self._status() if self._status else {})
 
+    def _wish(self, model: ModelName, call: Call, parsed: InferRequest) -> Wish:
+        """Who shall answer, from the header or the parameter that the order names, where requests are split."""
+        split = self._server.split(model)
+        if split is None:
+            return NO_WISH
+        return wish_in(split, lambda name: call.header(name.lower().encode()) or str(parsed.parameters.get(name, "")))
+
     def _all(self, model: ModelName) -> Sequence[Served]:
         self._server.served(model)
         return [one for one in self._server.models() if one.model == model]
@@ -139,6 +207,19 @@ def _named(call: Call) -> tuple[ModelName, Version | None]:
     """The model and version in the path. They are only looked up, so their grammar does not matter."""
     version = call.named.get("version")
     return ModelName(call.named["model"]), Version(version) if version else None
+
+
+def _form(header_length: int | None) -> tuple[tuple[bytes, bytes], ...]:
+    if header_length is None:
+        return (_JSON,)
+    return _BINARY, (_HEADER_LENGTH, str(header_length).encode())
+
+
+def _origin(answer: Inference) -> tuple[tuple[bytes, bytes], ...]:
+    """Who answered, and whether from memory."""
+    release = f"{answer.model}@{answer.version}".encode("ascii", "replace")
+    hit = ((CACHE.lower().encode(), b"hit"),) if answer.recalled else ()
+    return ((ANSWERED_BY.lower().encode(), release), *hit)
 
 
 def _header_length(call: Call) -> int | None:

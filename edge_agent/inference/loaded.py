@@ -11,11 +11,13 @@ from concurrent.futures import Future
 import msgspec
 
 from common.artifact import TensorSpec
+from common.artifact.serving import ServingTerms
 from common.artifact.tensors import Array
 from common.ids import ModelName, Version
 from edge_agent.inference.batching import Batching
-from edge_agent.inference.engine import Session
 from edge_agent.inference.health import Health
+from edge_agent.inference.opening import Opened
+from edge_agent.inference.watch import Watch
 
 RUN_ROWS_MAX = 64
 """Runs with more rows are counted together."""
@@ -33,6 +35,7 @@ class Statistics(msgspec.Struct, frozen=True):
     """What `/stats` tells of a release: counts since it was loaded, durations in seconds, times since the epoch.
 
     `queue_s` is time spent waiting for a free core, `compute_s` time inside the engine; both of answered requests.
+    `hits` were answered from memory and are not among `answered`, `misses` were looked up there and are.
     """
 
     answered: int
@@ -42,36 +45,48 @@ class Statistics(msgspec.Struct, frozen=True):
     queue_s: float
     compute_s: float
     last_at: float
+    hits: int = 0
+    hit_s: float = 0.0
+    misses: int = 0
+    miss_s: float = 0.0
     runs: tuple["Runs", ...] = ()
 
 
 class Loaded:
-    """A release that can answer. `inputs` and `outputs` are the manifest's."""
+    """A release that can answer. `inputs` and `outputs` are the manifest's, `serving` with the owner's changes."""
 
     def __init__(
         self,
         model: ModelName,
         version: Version,
-        session: Session,
+        opened: Opened,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
+        *,
+        serving: ServingTerms = ServingTerms(),  # noqa: B008 (frozen: sharing the default is safe)
+        watch: Watch | None = None,
     ) -> None:
+        self.watch = watch
         self.model = model
         self.version = version
         self.inputs = inputs
         self.outputs = outputs
-        self.batching = Batching(inputs, outputs)
+        self.example = opened.example
+        self.serving = serving
+        self.batching = Batching(inputs, outputs, serving.padding, row_wise=opened.row_wise)
         self.output_names = tuple(spec.name for spec in outputs)
         self.interface = _names_and_types(inputs), _names_and_types(outputs)
-        self._session = session
+        self._session = opened.session
         self._lock = threading.Lock()
         self._pins = 0
         self._retired = False
         self._closed: Future[None] = Future()
         self._requests = self._errors = self._consecutive = 0
         self._runs: dict[int, tuple[int, float]] = {}
-        self._answered = self._failed = 0
+        self._answered = self._failed = self._hits = self._misses = 0
         self._answered_s = self._failed_s = self._queue_s = self._compute_s = self._last_at = 0.0
+        self._hit_s = self._miss_s = 0.0
+        self._asked_at = 0.0
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """The session's answer; the caller holds a pin."""
@@ -116,7 +131,7 @@ class Loaded:
     def measure(self, *, failed: bool, queue_s: float, compute_s: float, now: float) -> None:
         """Take one request into the release's statistics; durations in seconds, `now` since the epoch."""
         with self._lock:
-            self._last_at = now
+            self._last_at = self._asked_at = now
             if failed:
                 self._failed += 1
                 self._failed_s += queue_s + compute_s
@@ -125,6 +140,23 @@ class Loaded:
             self._answered_s += queue_s + compute_s
             self._queue_s += queue_s
             self._compute_s += compute_s
+
+    @property
+    def asked_at(self) -> float:
+        """When it was last asked something, from memory or not, in seconds since the epoch; 0 if it never was."""
+        with self._lock:
+            return self._asked_at
+
+    def looked_up(self, *, hit: bool, seconds: float, now: float) -> None:
+        """Take one look for an answer that was given before into the release's statistics."""
+        with self._lock:
+            self._asked_at = now
+            if hit:
+                self._hits += 1
+                self._hit_s += seconds
+            else:
+                self._misses += 1
+                self._miss_s += seconds
 
     def ran(self, rows: int, seconds: float) -> None:
         """The engine ran `rows` rows at one time."""
@@ -149,6 +181,10 @@ class Loaded:
                 queue_s=self._queue_s,
                 compute_s=self._compute_s,
                 last_at=self._last_at,
+                hits=self._hits,
+                hit_s=self._hit_s,
+                misses=self._misses,
+                miss_s=self._miss_s,
                 runs=tuple(Runs(rows, *totals) for rows, totals in sorted(self._runs.items())),
             )
 

@@ -10,6 +10,10 @@ bytes, so they are believed only if they are what this device itself wrote: each
 and an entry with one wrong bit is removed and made again. An entry is also compared with the plain session before it is
 kept: both must answer a made-up input with the same bits, or not at all.
 
+A setup is all that the graph depends on besides the release's bytes: runtime, options, processor, and which of the
+files is the model. Graphs for the CPU are kept, of releases without operators of their own; steps around a model are
+not part of its graph.
+
 Trouble with the cache (no room, a graph that cannot be written, another answer) is never the release's: it is loaded
 plainly then. All methods block: call them in a thread.
 """
@@ -28,7 +32,7 @@ from common.artifact import ArtifactRef, Hasher, digest_of, hex_of
 from common.artifact.tensors import Array
 from common.errors import FerryError, StorageFull, Unavailable
 from common.ids import Digest, ModelName
-from edge_agent.inference.engine import EngineFailure, Session
+from edge_agent.inference.engine import Beside, EngineFailure, Session
 from edge_agent.inference.tensors import synthetic
 
 logger = logging.getLogger(__name__)
@@ -52,8 +56,12 @@ class Optimiser(Protocol):
         """All that an optimised graph depends on besides the model: another setup, another graph."""
         ...
 
-    def load(self, path: Path) -> Session:
+    def load(self, path: Path, beside: Beside) -> Session:
         """See `Engine.load`."""
+        ...
+
+    def on_cpu(self, path: Path, beside: Beside) -> bool:
+        """Whether the next session for `path` is known to be one of the CPU's own operators: others are not kept."""
         ...
 
     def optimise(self, path: Path, target: Path) -> Session:
@@ -86,22 +94,25 @@ class OptimisedModels:
         self._model_bytes_min = model_bytes_min
         self._reserve_bytes = reserve_bytes
         self._free = free
-        self._setup = digest_of(engine.setup.encode())
         self._useless: set[Path] = set()
         """Entries that could not be made in this run of the program."""
+
+    def takes(self, path: Path, beside: Beside) -> bool:
+        """Whether a release is loaded from here; one with operators of its own or on another provider is not."""
+        return self._engine.on_cpu(path, beside)
 
     def load(self, model: ModelName, path: Path, identity: Digest) -> Session:
         """A session for the verified file at `path` of the release with all the bytes that `identity` names.
 
         Raises what `Engine.load` raises, and only for trouble with `path` itself.
         """
-        entry = self._entry(model, identity)
+        entry = self._entry(model, path, identity)
         session = self._load_kept(entry) or self._make(path, entry)
-        return session or self._engine.load(path)
+        return session or self._engine.load(path, Beside(identity=identity))
 
     def build(self, model: ModelName, path: Path, identity: Digest) -> bool:
         """Make and check the entry, if there is none, without keeping a session; whether there is one now."""
-        entry = self._entry(model, identity)
+        entry = self._entry(model, path, identity)
         session = None if _is_intact(entry) else self._make(path, entry)
         if session is not None:
             session.close()
@@ -133,8 +144,9 @@ class OptimisedModels:
         """Bytes of all entries."""
         return sum(file.stat().st_size for file in self._folder.rglob("*") if file.is_file())
 
-    def _entry(self, model: ModelName, identity: Digest) -> Path:
-        return self._folder / model / hex_of(identity) / hex_of(self._setup)
+    def _entry(self, model: ModelName, path: Path, identity: Digest) -> Path:
+        setup = digest_of(f"{self._engine.setup}\n{path.name}".encode())
+        return self._folder / model / hex_of(identity) / hex_of(setup)
 
     def _load_kept(self, entry: Path) -> Session | None:
         """From an entry that is whole; one that is not goes."""

@@ -24,8 +24,10 @@ import onnxruntime
 
 from common.artifact import TensorSpec
 from common.artifact.tensors import Array
-from common.errors import NotFound, Unavailable
-from edge_agent.inference.engine import EngineFailure
+from common.errors import FerryError, NotFound, Unavailable
+from edge_agent.inference.custom_ops import loadable, refuse_custom_ops
+from edge_agent.inference.engine import NOTHING, Beside, EngineFailure
+from edge_agent.inference.providers import CPU
 
 ARENA_KEEP_INPUT_BYTES = 256 * 1024
 """Requests with larger inputs give their scratch memory back when they are done."""
@@ -58,21 +60,48 @@ _OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory")
 
 
 class OrtEngine:
-    """Loads ONNX files for the CPU."""
+    """Loads ONNX files, for the CPU unless told; releases with custom operators only if `custom_ops`."""
 
     platform = "onnxruntime_onnx"
 
-    def load(self, path: Path) -> "OrtSession":
+    def __init__(self, *, custom_ops: bool = False) -> None:
+        self._custom_ops = custom_ops
+
+    @property
+    def version(self) -> str:
+        """The runtime's version."""
+        return str(onnxruntime.__version__)
+
+    def providers(self) -> list[str]:
+        """The execution providers that this runtime was built with."""
+        return list(onnxruntime.get_available_providers())
+
+    def doubt(self, _: Path) -> bool:
+        """See `Engine.doubt`: there is one way."""
+        return False
+
+    def load(self, path: Path, beside: Beside = NOTHING) -> "OrtSession":
         """See `Engine.load`."""
+        return self.load_on(path, beside, CPU)
+
+    def load_on(self, path: Path, beside: Beside, provider: str) -> "OrtSession":
+        """`load` with another execution provider than the CPU, which still runs what that does not take."""
+        libraries = beside.libraries
         if not path.is_file():
             raise NotFound(f"no model file at {path}")
-        return _open(path, _options())
+        if libraries and not self._custom_ops:
+            raise refuse_custom_ops()
+        return _open(path, _options(), provider, libraries)
 
     @property
     def setup(self) -> str:
         """All that an optimised graph depends on besides the model: runtime, options, processor."""
         made = (onnxruntime.__version__, onnxruntime.get_build_info(), platform.machine(), _processor())
         return "\n".join((*made, *(f"{key}={value}" for key, value in sorted(_CONFIG.items())), f"threads={THREADS}"))
+
+    def on_cpu(self, _: Path, beside: Beside) -> bool:
+        """See `Optimiser.on_cpu`: operators of a release's own may do other things when the graph is read again."""
+        return not beside.libraries
 
     def optimise(self, path: Path, target: Path) -> "OrtSession":
         """`load`, and write the optimised graph to `target`, its weights beside it; see `Optimiser.optimise`."""
@@ -90,12 +119,15 @@ class OrtEngine:
 
 
 class OrtSession:
-    """One loaded ONNX model."""
+    """One loaded ONNX model. Only what is `feedable` takes other weights: another provider than the CPU has shown that
+    it answers rightly with those that it has.
+    """
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, *, feedable: bool = True) -> None:
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
-        self.overridable = tuple(_spec(node) for node in session.get_overridable_initializers())
+        initializers = session.get_overridable_initializers() if feedable else ()
+        self.overridable = tuple(_spec(node) for node in initializers)
         self._session = session
         self._running: dict[int, onnxruntime.RunOptions] = {}
 
@@ -131,12 +163,21 @@ class OrtSession:
         del self._session
 
 
-def _open(path: Path, options: onnxruntime.SessionOptions) -> OrtSession:
+def _open(
+    path: Path, options: onnxruntime.SessionOptions, provider: str = CPU, libraries: Sequence[Path] = ()
+) -> OrtSession:
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        for name in loadable(libraries):
+            options.register_custom_ops_library(name)
+        session = onnxruntime.InferenceSession(str(path), options, providers=list(dict.fromkeys([provider, CPU])))
+    except FerryError:
+        raise
     except Exception as error:  # the runtime's errors have no common base class
         raise _named(error, f"cannot load {path.name}") from error
-    return OrtSession(session)
+    if provider not in session.get_providers():
+        raise EngineFailure(f"the runtime cannot use {provider} here")
+    session.disable_fallback()
+    return OrtSession(session, feedable=provider == CPU)
 
 
 def _processor() -> str:

@@ -11,7 +11,7 @@ Policy Extension" (`priority`, `timeout`).
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -63,7 +63,8 @@ class RequestHeader(msgspec.Struct, frozen=True):
 class InferRequest(NamedTuple):
     """A request, parsed. `outputs` is None when the caller wants all of them; `binary` names those wanted as bytes.
 
-    `priority` is 1 (first) to 9, 0 for the default; `timeout_s` is how long the request may wait to be started.
+    `priority` is 1 (first) to 9, 0 for the default; `timeout_s` is how long the request may wait to be started;
+    `parameters` are all that the header has.
     """
 
     id: str
@@ -73,6 +74,7 @@ class InferRequest(NamedTuple):
     binary_by_default: bool
     priority: int = 0
     timeout_s: float | None = None
+    parameters: Mapping[str, Any] = {}
 
 
 class Body(NamedTuple):
@@ -104,7 +106,8 @@ def decode_request(body: bytes, header_length: int | None) -> InferRequest:
     names = [output.name for output in header.outputs]
     binary = frozenset(o.name for o in header.outputs if o.parameters.get("binary_data", by_default) is True)
     priority, timeout_us = _number(header, "priority", PRIORITY_MAX), _number(header, "timeout", TIMEOUT_US_MAX)
-    return InferRequest(header.id, feeds, names or None, binary, by_default, priority, timeout_us / 1e6 or None)
+    timeout_s = timeout_us / 1e6 or None
+    return InferRequest(header.id, feeds, names or None, binary, by_default, priority, timeout_s, header.parameters)
 
 
 def encode_response(model: str, version: str, request: InferRequest, outputs: dict[str, Array]) -> Body:

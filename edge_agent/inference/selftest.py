@@ -106,5 +106,5 @@ def _best_time(session: Session, sample: Sample, terms: SelfTest, elapsed: Calla
 def _answers(session: Session, sample: Sample, terms: SelfTest) -> dict[str, Array]:
     try:
         return session.run(sample.inputs, list(terms.rules))
-    except EngineFailure as error:
+    except (EngineFailure, InvalidInput) as error:  # the second is what a step says of an input
         raise SelfTestFailed(f"sample {sample.name!r}: {error.message}") from error

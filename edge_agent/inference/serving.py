@@ -13,6 +13,9 @@ A release goes prepare -> switch -> commit, or back:
 A request that names a version is answered by that version or by an error, never by another one. A fallback whose
 inputs or outputs have other names or types than the new release's stands by for `revert` only.
 
+Between `prepare` and `switch` live requests may be put to the candidate too (`mirroring`). `switch` may leave a share
+of them to the release before (`split`, see `edge_agent.inference.sides`).
+
 All methods are called on one event loop, but for `infer_here`, `submit` and `models`; inference runs on as many threads
 as there are cores, behind a bounded queue (`edge_agent.inference.flow`). The server does not judge:
 `edge_agent.inference.health` does, and whoever runs the update acts on it.
@@ -20,34 +23,47 @@ as there are cores, behind a bounded queue (`edge_agent.inference.flow`). The se
 
 import asyncio
 import contextlib
+import logging
 import os
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from common.artifact import TensorSpec
 from common.artifact.samples import Sample
 from common.artifact.selftest import SelfTest
+from common.artifact.serving import ServingChanges, ServingTerms
 from common.artifact.tensors import Array
 from common.clock import Clock
-from common.errors import Conflict
+from common.errors import Conflict, NotFound
 from common.ids import ModelName, Version
+from common.wire import Shadow, ShadowReport, Split, SplitReport
 from edge_agent.inference.answering import Answering, Recorder
 from edge_agent.inference.asleep import Asleep, Waking
-from edge_agent.inference.engine import Engine, EngineFailure, Session
+from edge_agent.inference.engine import Beside, Engine, EngineFailure, Session
 from edge_agent.inference.flow import FlowLimits, RequestFlow, Terms
 from edge_agent.inference.health import Health
+from edge_agent.inference.kept_terms import KeptTerms, kept_terms
 from edge_agent.inference.loaded import Loaded, Statistics
+from edge_agent.inference.mirror import Chances, Mirror
 from edge_agent.inference.niced import run_niced
+from edge_agent.inference.opening import Extras, Load, Opened, open_release
 from edge_agent.inference.placement import Placement, Placements
+from edge_agent.inference.recall import CACHE_BYTES_MAX, Recall
 from edge_agent.inference.requests import Inference
-from edge_agent.inference.scheduling import PRIORITY_DEFAULT, WaitingLimits
+from edge_agent.inference.scheduling import BATCH_BYTES_MAX, PRIORITY_DEFAULT, WaitingLimits
 from edge_agent.inference.selftest import SamplesFile, Tested, check_answers, measure
+from edge_agent.inference.sides import NO_WISH, Wish
+from edge_agent.inference.timelimit import TimeLimited
 from edge_agent.inference.trial import ModelRejected, check, probe
 from edge_agent.inference.warming import warm
+from edge_agent.inference.watch import NEVER_S, WatchTerms, open_watch
+
+logger = logging.getLogger(__name__)
 
 QUEUE_REQUESTS_MAX = 256
 """Requests that may wait for a core; one more is refused at once."""
@@ -55,9 +71,7 @@ QUEUE_REQUESTS_MAX = 256
 RUN_S_MAX = 60.0
 """The engine is stopped when it takes longer for a request: a model may loop for ever on one input."""
 
-
-Load = Callable[[Path], Session]
-"""Makes a session of a model file, as `Engine.load` does."""
+NO_EXTRAS = Extras()
 
 
 class Candidate(NamedTuple):
@@ -90,8 +104,10 @@ class ModelServer:
     """Serves models by name; see the module's text for the life of a release.
 
     `workers` is the number of inferences at one time (default: the cores that this process may use), `queue` how many
-    more may wait, `run_s_max` how many seconds the engine may take for one of them. `on_demand` says which models
-    callers may load and unload.
+    more may wait, `run_s_max` how many seconds the engine may take for one of them. `batch_bytes_max` bounds the
+    inputs and answers of one batch, `cache_bytes_max` the answers that all releases keep together; `changes` are
+    what the owner says of how models are served. `sample_interval_s` is the time between two requests to a release that
+    are sampled for drift. `on_demand` says which models callers may load and unload.
     """
 
     def __init__(
@@ -103,17 +119,28 @@ class ModelServer:
         workers: int | None = None,
         queue: int = QUEUE_REQUESTS_MAX,
         run_s_max: float = RUN_S_MAX,
+        batch_bytes_max: int = BATCH_BYTES_MAX,
+        cache_bytes_max: int = CACHE_BYTES_MAX,
+        changes: Mapping[ModelName, ServingChanges] | None = None,
+        sample_interval_s: float = NEVER_S,
         on_demand: Callable[[ModelName], bool] = lambda _: False,
     ) -> None:
         self._engine = engine
         self._clock = clock
+        self._run_s_max = run_s_max
+        self._recorder = recorder
         self._placements = Placements()
+        self._changes = changes or {}
+        self._recall = Recall(clock, cache_bytes_max)
         cores = workers or len(os.sched_getaffinity(0))
-        limits = FlowLimits(WaitingLimits(queue), run_s_max)
-        self._flow = RequestFlow(self._placements, Answering(recorder, clock), clock, cores, limits)
+        limits = FlowLimits(WaitingLimits(queue, batch_bytes_max=batch_bytes_max), run_s_max)
+        self.waking = Waking(self._placements.asleep)
+        answering = Answering(recorder, clock, self._recall)
+        self._flow = RequestFlow(self._placements, answering, clock, cores, limits, wake=self.waking.wanted)
         self._loading = asyncio.Lock()
+        self._sample_interval_s = sample_interval_s
+        self._batch_bytes_max = batch_bytes_max
         self.may_rest = on_demand
-        self.waking = Waking()
         self._resting: dict[ModelName, Served] = {}
         self._switched_at: dict[ModelName, float] = {}
 
@@ -131,10 +158,9 @@ class ModelServer:
         """The engine's name in model metadata."""
         return self._engine.platform
 
-    @property
-    def load_plainly(self) -> Load:
-        """The engine's own way to make a session of a file."""
-        return self._engine.load
+    def load_plainly(self, path: Path, beside: Beside) -> Session:
+        """The engine's own way to make a session of a file; see `Engine.load`."""
+        return self._engine.load(path, beside)
 
     @property
     def ready(self) -> bool:
@@ -150,23 +176,26 @@ class ModelServer:
         *,
         priority: int = PRIORITY_DEFAULT,
         timeout_s: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        wish: Wish = NO_WISH,
     ) -> Inference:
         """The model's answer to `feeds` (input name to array of the declared type and shape).
 
         Without `version` the release in service answers, and during probation the previous one in its place if need
         be. `outputs` picks some outputs by name; None means all. `priority` is 1 (first) to 9; a request that could not
-        be started within `timeout_s` never is.
+        be started within `timeout_s` never is. The release's rules may hand a request without a version on to another
+        model; `parameters` are what they may ask of it beside its tensors. Where requests are split, `wish` counts.
 
         Raises `NotFound` (model or version is not served), `BeingReplaced` (it will be in a moment), `InvalidInput`
         (names the tensor and what is expected), `Overloaded` and `DeadlineExceeded` (nothing was started),
         `EngineFailure` (the model raised).
         """
-        terms = Terms(priority, timeout_s)
+        terms, began = Terms(priority, timeout_s, parameters or {}, wish), self._clock.monotonic()
         try:
             return await self._flow.infer(model, version, feeds, outputs, terms)
         except Asleep:
             await self.waking.awake(model, timeout_s)
-        return await self._flow.infer(model, version, feeds, outputs, terms)
+        return await self._flow.infer(model, version, feeds, outputs, terms.after(self._clock.monotonic() - began))
 
     def infer_here(
         self,
@@ -177,14 +206,16 @@ class ModelServer:
         *,
         priority: int = PRIORITY_DEFAULT,
         timeout_s: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        wish: Wish = NO_WISH,
     ) -> Inference:
         """`infer` for callers without a loop, on any thread: when a core is free the caller's own thread runs it."""
-        terms = Terms(priority, timeout_s)
+        terms, began = Terms(priority, timeout_s, parameters or {}, wish), self._clock.monotonic()
         try:
             return self._flow.infer_here(model, version, feeds, outputs, terms)
         except Asleep:
             self.waking.awake_from_thread(model, timeout_s)
-        return self._flow.infer_here(model, version, feeds, outputs, terms)
+        return self._flow.infer_here(model, version, feeds, outputs, terms.after(self._clock.monotonic() - began))
 
     def submit(
         self,
@@ -195,13 +226,20 @@ class ModelServer:
         *,
         priority: int = PRIORITY_DEFAULT,
         timeout_s: float | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        wish: Wish = NO_WISH,
     ) -> "Future[Inference]":
         """`infer` for callers on other loops: never waits; a request whose future is cancelled in time is not run."""
+        terms = Terms(priority, timeout_s, parameters or {}, wish)
         try:
-            return self._flow.submit(model, version, feeds, outputs, Terms(priority, timeout_s))
+            return self._flow.submit(model, version, feeds, outputs, terms)
         except Asleep:
-            later = self.infer(model, version, feeds, outputs, priority=priority, timeout_s=timeout_s)
+            later = self.infer(model, version, feeds, outputs, **terms._asdict())
             return asyncio.run_coroutine_threadsafe(later, self.waking.loop)
+
+    def turned_away(self, model: ModelName, version: Version | None) -> None:
+        """Count a request for which there was no room before it got here; `NotFound`."""
+        self._recorder.not_run(model, self.served(model, version).version, "refused")
 
     async def prepare(
         self,
@@ -212,26 +250,43 @@ class ModelServer:
         outputs: tuple[TensorSpec, ...],
         *,
         samples: SamplesFile | None = None,
+        extras: Extras = NO_EXTRAS,
+        serving: ServingTerms | None = None,
+        reference: Path | None = None,
         load: Load | None = None,
     ) -> Candidate:
-        """Load the model file at `path` (with `load`, or else as the engine does), check it against the manifest's
-        `inputs` and `outputs`, let it answer its `samples`, and warm it up on the sizes that are in use.
+        """Load the model file at `path` with its `extras` (with `load`, or else as the engine does), check it against
+        the manifest's `inputs` and `outputs`, let it answer its `samples`, and warm it up on the sizes that are in use.
+        `serving` is how the release wants to be served; with the file of a `reference` some of its requests will be
+        sampled for drift.
 
         One load at a time, at the lowest priority; only the time that samples take is measured at that of requests.
-        Raises `ModelRejected` (`SelfTestFailed` for wrong answers) when the release is at fault; `NotFound` (no file)
-        and `Unavailable` (no memory) say nothing about it.
+        Raises `ModelRejected` (`SelfTestFailed` for wrong answers) when the release is at fault; `NotFound` (no file),
+        `Unavailable` (no memory) and `PluginMissing` say nothing about it.
         """
 
         before = self._placements.get(model)
         runs = before.current.statistics().runs if before else ()
+        session_of = load or (lambda path: self._engine.load(path, extras.beside))
 
-        def loaded() -> tuple[Session, tuple[Sample, ...]]:
-            session = (load or self._engine.load)(path)
-            with _closed_on_failure(session):
-                check(session, inputs, outputs)
-                answered = check_answers(session, samples, inputs, outputs) if samples else ()
-                warm(session, inputs, outputs, runs)
-                return session, answered
+        def tried() -> tuple[Opened, tuple[Sample, ...]]:
+            opened = open_release(session_of, path, inputs, extras.pipeline, self._run_s_max)
+            limited = TimeLimited(opened.session, self._run_s_max)
+            with _closed_on_failure(opened.session):
+                check(limited, inputs, outputs, opened.example)
+                answered = check_answers(limited, samples, inputs, outputs) if samples else ()
+                if opened.row_wise:
+                    warm(limited, inputs, outputs, opened.example, runs, bytes_max=self._batch_bytes_max)
+                return opened, answered
+
+        def convincing() -> tuple[Opened, tuple[Sample, ...]]:
+            try:
+                return tried()
+            except (EngineFailure, ModelRejected) as error:
+                if not self._engine.doubt(path):
+                    raise
+                logger.warning("loaded in another way: %s", error, extra={"model": model})
+            return tried()
 
         def timed(session: Session, answered: tuple[Sample, ...], terms: SelfTest) -> Tested:
             with _closed_on_failure(session):
@@ -239,14 +294,30 @@ class ModelServer:
 
         async with self._loading:
             try:
-                session, answered = await run_niced(loaded, f"load-{model}@{version}")
+                opened, answered = await run_niced(convincing, f"load-{model}@{version}")
             except EngineFailure as error:
                 raise ModelRejected(error.message) from error
-            tested = await asyncio.to_thread(timed, session, answered, samples.terms) if samples else None
-        return Candidate(model, version, Loaded(model, version, session, inputs, outputs), tested)
+            tested = await asyncio.to_thread(timed, opened.session, answered, samples.terms) if samples else None
+        terms = self._changes.get(model, ServingChanges()).applied(serving or ServingTerms())
+        watch = await asyncio.to_thread(open_watch, WatchTerms(reference, self._sample_interval_s), inputs, outputs)
+        loaded = Loaded(model, version, opened, inputs, outputs, serving=terms, watch=watch)
+        self._flow.router.learn(loaded)
+        return Candidate(model, version, loaded, tested)
 
-    def switch(self, candidate: Candidate) -> None:
-        """Let the candidate answer from the next request on; what ran before becomes its fallback.
+    @contextlib.contextmanager
+    def mirroring(self, candidate: Candidate, terms: Shadow) -> Iterator[Mirror]:
+        """Put live requests of the model to the candidate as well, for the time of the block, and compare."""
+        chances = Chances(lambda: self._flow.free, random.random)
+        mirror = Mirror(candidate.loaded, terms, chances, self._clock, self._run_s_max)
+        self._flow.mirrors[candidate.model] = mirror
+        try:
+            yield mirror
+        finally:
+            del self._flow.mirrors[candidate.model]
+            mirror.close()
+
+    def switch(self, candidate: Candidate, split: Split | None = None) -> None:
+        """Let the candidate answer from the next request on, or some of them; what ran before becomes its fallback.
 
         Raises `Conflict` while an earlier switch of the model is neither committed nor reverted.
         """
@@ -255,10 +326,32 @@ class ModelServer:
             running = f"{candidate.model}@{before.current.version} is in probation"
             raise Conflict(running, fix="commit or revert it first")
         fallback = before.current if before else None
-        self._placements[candidate.model] = Placement(candidate.loaded, fallback, probation=True)
+        stood = fallback.statistics() if fallback else None
+        self._placements[candidate.model] = Placement(candidate.loaded, fallback, True, split, stood)
         self._switched_at[candidate.model] = self._clock.now()
         self._forget_why_not(candidate.model)
         self.waking.woken(candidate.model)
+
+    def divide(self, model: ModelName, split: Split | None) -> None:
+        """Divide the requests otherwise from now on; nothing happens outside probation."""
+        placement = self._placements.of(model)
+        if placement.probation:
+            self._placements[model] = placement._replace(split=split)
+
+    def split(self, model: ModelName) -> Split | None:
+        """How the model's requests are divided now."""
+        placement = self._placements.get(model)
+        return placement.split if placement else None
+
+    def sides(self, model: ModelName) -> SplitReport | None:
+        """How both releases have done since the switch, where requests are split."""
+        return self._placements.of(model).sides()
+
+    def traffic(self) -> dict[ModelName, SplitReport | ShadowReport]:
+        """What both sides of each release on trial have done until now."""
+        shadows = {model: mirror.report() for model, mirror in list(self._flow.mirrors.items())}
+        splits = {model: placement.sides() for model, placement in list(self._placements.items())}
+        return {model: sides for model, sides in splits.items() if sides} | shadows
 
     def health(self, model: ModelName) -> Health:
         """How requests to the release in service have gone since it was switched to."""
@@ -274,7 +367,7 @@ class ModelServer:
 
         def work() -> Health:
             try:
-                return probe(loaded, loaded.inputs, loaded.outputs, count)
+                return probe(loaded, loaded.example, loaded.output_names, count)
             finally:
                 loaded.unpin()
 
@@ -285,30 +378,30 @@ class ModelServer:
 
         Without a probation there is nothing to do.
         """
-        current, fallback, _ = self._placements.of(model)
+        current, fallback, *_ = self._placements.of(model)
         self._placements[model] = Placement(current, None, probation=False)
-        await _retired(fallback)
+        await self._retired(fallback)
 
     async def revert(self, model: ModelName) -> None:
         """Undo the switch: the fallback serves again (without one the model is out of service).
 
         Returns when the new release's last request has left and it is closed. Raises `Conflict` outside probation.
         """
-        current, fallback, probation = self._placements.of(model)
+        current, fallback, probation, *_ = self._placements.of(model)
         if not probation:
             raise Conflict(f"{model}@{current.version} is committed", fix="switch to the release you want instead")
         if fallback:
             self._placements[model] = Placement(fallback, None, probation=False)
         else:
             del self._placements[model]
-        await _retired(current)
+        await self._retired(current)
 
     def is_idle(self, model: ModelName, idle_s: float) -> bool:
         """Whether the model is in memory, out of probation, and had no request for `idle_s` seconds."""
         placement = self._placements.get(model)
         if placement is None or placement.probation:
             return False
-        latest = max(placement.current.statistics().last_at, self._switched_at.get(model, 0.0))
+        latest = max(placement.current.asked_at, self._switched_at.get(model, 0.0))
         return self._clock.now() - latest >= idle_s
 
     async def rest(self, model: ModelName, release: Served | None = None) -> None:
@@ -325,7 +418,7 @@ class ModelServer:
         self._placements.asleep.add(model)
         self._placements.pop(model, None)
         if placement:
-            await asyncio.gather(_retired(placement.current), _retired(placement.fallback))
+            await asyncio.gather(self._retired(placement.current), self._retired(placement.fallback))
 
     def _forget_why_not(self, model: ModelName) -> None:
         self._placements.stopped.discard(model)
@@ -339,18 +432,18 @@ class ModelServer:
         """
         if model in self._placements:
             self._placements.stopped.add(model)
-            await _retired(self._placements.pop(model).current)
+            await self._retired(self._placements.pop(model).current)
 
     async def retire(self, model: ModelName) -> None:
         """Take the model out of service; requests that are under way are still answered. Unknown models are ignored."""
         self._forget_why_not(model)
         placement = self._placements.pop(model, None)
         if placement:
-            await asyncio.gather(_retired(placement.current), _retired(placement.fallback))
+            await asyncio.gather(self._retired(placement.current), self._retired(placement.fallback))
 
     async def discard(self, candidate: Candidate) -> None:
         """Close a candidate that will not be switched to."""
-        await _retired(candidate.loaded)
+        await self._retired(candidate.loaded)
 
     async def close(self) -> None:
         """Refuse new requests, answer those that are under way, close everything."""
@@ -370,20 +463,52 @@ class ModelServer:
         return tuple(sorted([*in_memory, *self._resting.values()], key=lambda one: one.model))
 
     def answered(self) -> tuple[int, float]:
-        """Requests that the releases in service have answered, and in how many seconds, queueing included."""
-        counts = [placement.current.statistics() for placement in list(self._placements.values())]
+        """Requests that the releases in memory have answered, and in how many seconds, queueing included."""
+        placements = list(self._placements.values())
+        releases = [one for placement in placements for one in (placement.current, placement.fallback) if one]
+        counts = [one.statistics() for one in releases]
         return sum(one.answered for one in counts), sum(one.answered_s for one in counts)
 
     def in_memory(self) -> frozenset[ModelName]:
         """The models of which a release is in memory."""
         return frozenset(self._placements)
 
+    def kept_terms(self) -> tuple[KeptTerms, ...]:
+        """How the terms of the releases in service are kept, of those that have any."""
+        current = [placement.current for _, placement in sorted(self._placements.items())]
+        router = self._flow.router
+        return tuple(kept_terms(one, self._recall, router) for one in current if one.serving != ServingTerms())
+
+    def shadows(self) -> tuple[Served, ...]:
+        """Every candidate that live requests are put to; it answers none, and its statistics are of those."""
+        return tuple(_mirrored(mirror) for _, mirror in sorted(self._flow.mirrors.items()))
+
+    def require(self, model: ModelName, version: Version | None = None) -> None:
+        """Raise `NotFound` if nobody would answer such a request, not even after a load; `BeingReplaced`."""
+        if self._resting_one(model, version) is None:
+            self._placements.choose(model, version)
+
     def served(self, model: ModelName, version: Version | None = None) -> Served:
-        """The release that would answer such a request, or `NotFound`."""
-        resting = self._resting.get(model)
-        if resting and version in (None, resting.version):
+        """The release that would answer such a request; raises as `require`."""
+        resting = self._resting_one(model, version)
+        if resting is not None:
             return resting
         return _served(self._placements.choose(model, version)[0], self._placements.of(model))
+
+    def _resting_one(self, model: ModelName, version: Version | None) -> Served | None:
+        """The release that such a request would load, if it is one that must be; `NotFound`."""
+        resting = self._resting.get(model)
+        if resting and version not in (None, resting.version):
+            fix = f"leave the version out, or ask for {resting.version}"
+            raise NotFound(f"version {version!r} of {model} is not served here", field="version", fix=fix)
+        return resting
+
+    async def _retired(self, loaded: Loaded | None) -> None:
+        if loaded:
+            closed = loaded.retire()
+            self._recall.forget_when(closed, loaded)
+            self._flow.router.forget(loaded)
+            await asyncio.shield(asyncio.wrap_future(closed))
 
 
 @contextlib.contextmanager
@@ -407,6 +532,6 @@ def _served(loaded: Loaded, placement: Placement) -> Served:
     )
 
 
-async def _retired(loaded: Loaded | None) -> None:
-    if loaded:
-        await asyncio.shield(asyncio.wrap_future(loaded.retire()))
+def _mirrored(mirror: Mirror) -> Served:
+    loaded = mirror.candidate
+    return Served(loaded.model, loaded.version, loaded.inputs, loaded.outputs, False, False, mirror.statistics())

@@ -20,6 +20,11 @@ def check_outputs(specs: tuple[TensorSpec, ...], wanted: Iterable[str]) -> None:
             raise InvalidInput("the model has no such output", field=f"outputs.{name}", fix=f"it has {in_words(known)}")
 
 
+def bytes_of(arrays: Iterable[Array]) -> int:
+    """What `arrays` take in memory; of strings their characters too."""
+    return sum(array.nbytes + (sum(map(len, array.flat)) if array.dtype == np.object_ else 0) for array in arrays)
+
+
 def mismatch(promised: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...]) -> str | None:
     """How the tensors `found` in a session differ from those `promised` by the manifest, or None when they agree.
 
@@ -44,6 +49,20 @@ def synthetic(specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
         feeds[spec.name] = (
             np.full(shape, "", object) if spec.datatype == "BYTES" else np.zeros(shape, DTYPES[spec.datatype])
         )
+    return feeds
+
+
+def made_up(specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
+    """An input that tells answers apart, always the same: numbers around zero, integers 0 and 1, short words."""
+    chance = np.random.default_rng(0)
+    feeds: dict[str, Array] = {}
+    for spec in specs:
+        shape, dtype = tuple(1 if axis < 0 else axis for axis in spec.shape), DTYPES[spec.datatype]
+        if dtype.kind == "f":
+            feeds[spec.name] = chance.standard_normal(shape).astype(dtype)
+            continue
+        bits = chance.integers(0, 2, shape)
+        feeds[spec.name] = np.array(["no", "yes"], object)[bits] if dtype.kind == "O" else bits.astype(dtype)
     return feeds
 
 

@@ -8,10 +8,10 @@ from typing import NamedTuple, Protocol
 
 from common.artifact import TensorSpec
 from common.artifact.tensors import DTYPES, Array
-from common.errors import FerryError
+from common.errors import FerryError, InvalidInput
 from edge_agent.inference.engine import Session
 from edge_agent.inference.health import Health
-from edge_agent.inference.tensors import mismatch, non_finite, synthetic
+from edge_agent.inference.tensors import mismatch, non_finite
 
 WARM_UP_RUNS = 2
 """The first run allocates; the second shows that it left nothing behind that breaks the next."""
@@ -34,6 +34,11 @@ class Attempt(NamedTuple):
     def good(self) -> bool:
         return self.failure is None and self.flaw is None
 
+    @property
+    def refused(self) -> bool:
+        """Whether a step says that the caller sent something useless; no verdict on the release."""
+        return isinstance(self.failure, InvalidInput)
+
 
 class Runnable(Protocol):
     """A session, or what stands for one."""
@@ -50,26 +55,30 @@ def attempt(release: Runnable, feeds: Mapping[str, Array], outputs: Sequence[str
     return Attempt(outputs=found, flaw=non_finite(found))
 
 
-def check(session: Session, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
-    """Raise unless the session is what its manifest says and answers synthetic inputs well, which also warms it up.
+def check(
+    session: Session, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]
+) -> None:
+    """Raise unless the session is what its manifest says and answers the made-up `feeds` well, which also warms it up.
 
     Raises `ModelRejected`, or what the engine raises.
     """
     for kind, promised, found in (("input", inputs, session.inputs), ("output", outputs, session.outputs)):
         _check_signature(kind, promised, found)
-    feeds, names = synthetic(inputs), [spec.name for spec in outputs]
+    names = [spec.name for spec in outputs]
     for _ in range(WARM_UP_RUNS):
-        flaw = non_finite(session.run(feeds, names))
+        try:
+            flaw = non_finite(session.run(feeds, names))
+        except InvalidInput as error:
+            raise ModelRejected(f"a step takes no made-up input: {error}", fix="give the step an example()") from error
         if flaw:
             raise ModelRejected(f"output {flaw!r} is not finite for an input of zeros", field="outputs")
 
 
-def probe(release: Runnable, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], count: int) -> Health:
-    """How `count` synthetic requests go."""
-    feeds, names = synthetic(inputs), [spec.name for spec in outputs]
+def probe(release: Runnable, feeds: Mapping[str, Array], outputs: Sequence[str], count: int) -> Health:
+    """How `count` requests of our own go."""
     errors = consecutive = 0
     for _ in range(count):
-        good = attempt(release, feeds, names).good
+        good = attempt(release, feeds, outputs).good
         errors += not good
         consecutive = 0 if good else consecutive + 1
     return Health(count, errors, consecutive)

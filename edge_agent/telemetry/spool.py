@@ -13,14 +13,13 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import msgspec
-from sqlite_utils import Database
 
 from common import durable
 from common.errors import StorageFailed, StorageFull
-from common.wire import TelemetryWindow
+from common.wire import DeviceWindow, TelemetryWindow
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +29,30 @@ FILE_NAME = "telemetry.db"
 UNREADABLE_SUFFIX = ".unreadable"
 ROWS_MAX = 20_000
 BYTES_MAX = 8 * 1024 * 1024
+TABLES = """
+create table if not exists windows (
+    id integer primary key autoincrement, kind text not null, data blob not null, bytes integer not null
+);
+create table if not exists counters (name text primary key, value integer);
+insert or ignore into counters (name, value) values ('lost', 0);
+"""
+"""`autoincrement`: ids are never used again."""
 BUSY_TIMEOUT_S = 5.0
 """How long to wait for somebody who looks into the file with another program."""
 
 
+Window: TypeAlias = TelemetryWindow | DeviceWindow
+
+KINDS: dict[str, type[TelemetryWindow] | type[DeviceWindow]] = {"release": TelemetryWindow, "device": DeviceWindow}
+_NAMES = {kind: name for name, kind in KINDS.items()}
+
+
 class Spooled(NamedTuple):
-    """A window and the id to drop it by."""
+    """A window and the id to drop it by; `size` is its length in bytes, encoded."""
 
     id: int
-    window: TelemetryWindow
+    size: int
+    window: Window
 
 
 class Spool:
@@ -50,20 +64,29 @@ class Spool:
         self._lock = threading.Lock()
         self._connection = _open(path)
 
-    def add(self, windows: Iterable[TelemetryWindow]) -> None:
+    def add(self, windows: Iterable[Window]) -> None:
         """Keep `windows`, in their order; the oldest ones go if the spool is full.
 
         Raises `StorageFull`, with nothing changed, when the disk is.
         """
-        rows = [(data, len(data)) for data in map(msgspec.json.encode, windows)]
+        encoded = [(_NAMES[type(window)], msgspec.json.encode(window)) for window in windows]
+        rows = [(kind, data, len(data)) for kind, data in encoded]
         if rows:
             self._write(lambda: self._add(rows))
 
-    def peek(self, limit: int) -> list[Spooled]:
-        """The oldest windows, at most `limit`; they stay."""
+    def peek(self, limit: int, bytes_max: int | None = None) -> list[Spooled]:
+        """The oldest windows, at most `limit`, and of more than one at most `bytes_max` together; they stay."""
+        query = "select id, kind, data from windows order by id limit ?"
+        found: list[Spooled] = []
+        size = 0
         with self._lock:
-            rows = self._connection.execute("select id, data from windows order by id limit ?", (limit,)).fetchall()
-        return [Spooled(row_id, msgspec.json.decode(data, type=TelemetryWindow)) for row_id, data in rows]
+            rows = self._connection.execute(query, (limit,)).fetchall()
+        for row_id, kind, data in rows:
+            size += len(data)
+            if found and bytes_max is not None and size > bytes_max:
+                break
+            found.append(Spooled(row_id, len(data), msgspec.json.decode(data, type=KINDS[kind])))
+        return found
 
     def drop(self, ids: Sequence[int]) -> None:
         """Forget windows that have arrived. Ids that are gone already are ignored; ids are never used twice."""
@@ -82,8 +105,8 @@ class Spool:
         with self._lock:
             self._connection.close()
 
-    def _add(self, rows: list[tuple[bytes, int]]) -> None:
-        self._connection.executemany("insert into windows (data, bytes) values (?, ?)", rows)
+    def _add(self, rows: list[tuple[str, bytes, int]]) -> None:
+        self._connection.executemany("insert into windows (kind, data, bytes) values (?, ?, ?)", rows)
         # Newest first, the rows whose place or running size is within the caps stay.
         gone = self._connection.execute(
             """
@@ -142,16 +165,9 @@ def _open(path: Path) -> sqlite3.Connection:
 def _prepared(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
     try:
-        database = Database(connection)
-        database.enable_wal()
+        connection.execute("pragma journal_mode = wal")
         connection.execute("pragma synchronous = normal")
-        # Raw SQL for what sqlite-utils does not say: ids that are never used again.
-        connection.execute(
-            "create table if not exists windows"
-            " (id integer primary key autoincrement, data blob not null, bytes integer not null)"
-        )
-        database.table("counters").create({"name": str, "value": int}, pk="name", if_not_exists=True)
-        database.table("counters").insert({"name": "lost", "value": 0}, ignore=True)
+        connection.executescript(TABLES)
         connection.execute("select count(*) from windows").fetchone()
     except BaseException:
         connection.close()

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from common.ids import Digest
-from common.wire import DesiredModel
+from common.wire import DesiredModel, Shadow, ShadowReport, Split, SplitReport
 from edge_agent.update.choice import Sources
 from edge_agent.update.state import Installed, Slot, Tally
 
@@ -118,16 +118,23 @@ class NoRoomBeside(Event, frozen=True, kw_only=True):
     detail: str
 
 
+class Shadowed(Event, frozen=True, kw_only=True):
+    """The shadow time is over; `found` is not judged yet."""
+
+    found: ShadowReport
+
+
 class Switched(Event, frozen=True, kw_only=True):
     """The candidate answers requests from now on."""
 
 
 class HealthChecked(Event, frozen=True, kw_only=True):
-    """A look at the candidate `elapsed_s` seconds after the switch."""
+    """A look at the candidate `elapsed_s` seconds after the switch; `split` is how both sides have done until then."""
 
     verdict: Verdict
     elapsed_s: float
     detail: str = ""
+    split: SplitReport | None = None
 
 
 class Probed(Event, frozen=True, kw_only=True):
@@ -151,11 +158,12 @@ class Mended(Event, frozen=True, kw_only=True):
 
 class Unservable(Event, frozen=True, kw_only=True):
     """The installed release is intact, but after a restart the engine would not load it, or it answered its samples
-    wrongly.
+    wrongly. `mendable`: it lacks something on this device that can be installed.
     """
 
     code: str
     detail: str
+    mendable: bool = False
 
 
 class Wanted(Event, frozen=True, kw_only=True):
@@ -204,8 +212,22 @@ class StopServing(Effect, frozen=True, kw_only=True):
     """Take the installed release out of memory, after the requests in flight; new ones are told to come back."""
 
 
+class Mirror(Effect, frozen=True, kw_only=True):
+    """Put live requests to the warmed candidate too, on these terms. Ends in `Shadowed` or `Interrupted`."""
+
+    terms: Shadow
+
+
 class Switch(Effect, frozen=True, kw_only=True):
-    """Let the warmed candidate answer; what served before stays behind it."""
+    """Let the warmed candidate answer, all requests or as `split` says; what served before stays behind it."""
+
+    split: Split | None = None
+
+
+class Divide(Effect, frozen=True, kw_only=True):
+    """From now on the candidate in probation answers as `split` says; None: all requests."""
+
+    split: Split | None
 
 
 class Watch(Effect, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ table. What holds in every state:
   wrong, and candidates that are too slow, that the program does not survive or for which the installed release has to
   leave the memory, are tried a limited number of times.
 - Whatever goes on from `REPLACING`, but for the switch, lets the installed release answer again first.
+- A candidate that answers has been compared with the installed release, if the order says so and memory held both.
 
 What a restart does is the answer to `Restarted`, which every stage answers; `resume` is another name for it.
 """
@@ -24,13 +25,15 @@ from edge_agent.update.outcomes import Step
 from edge_agent.update.state import ModelState, Stage
 
 IDLE, FETCHING, VERIFYING, WARMING = Stage.IDLE, Stage.FETCHING, Stage.VERIFYING, Stage.WARMING
-REPLACING, SWITCHING, PROBATION = Stage.REPLACING, Stage.SWITCHING, Stage.PROBATION
+SHADOWING, REPLACING, SWITCHING, PROBATION = Stage.SHADOWING, Stage.REPLACING, Stage.SWITCHING, Stage.PROBATION
 FAILED, RETIRED = Stage.FAILED, Stage.RETIRED
 
 ALL = frozenset(Stage)
 WAITING = frozenset({IDLE, FAILED, RETIRED})
 GETTING = frozenset({FETCHING, VERIFYING})
 LOADING = frozenset({WARMING, SWITCHING})
+TRIED = frozenset({WARMING, SHADOWING, REPLACING, SWITCHING, PROBATION})
+"""There is a candidate, in memory or on its way there."""
 BEGUN = frozenset({FETCHING, IDLE, FAILED})
 """Where taking up an order may lead: work, nothing to do, or quarantined bytes."""
 
@@ -59,6 +62,7 @@ MOVES = (
     _move(ev.Ordered, {IDLE, FAILED}, moves.take_up, BEGUN, "order"),
     _move(ev.Ordered, {RETIRED}, moves.take_up, {FETCHING, FAILED}, "order"),
     _move(ev.Ordered, GETTING | LOADING, moves.redirect, BEGUN, "newer order"),
+    _move(ev.Ordered, {SHADOWING}, moves.redirect_shadow, BEGUN | {WARMING}, "newer order"),
     _move(ev.Ordered, {REPLACING}, moves.redirect_and_serve, BEGUN, "newer order"),
     _move(ev.Ordered, {PROBATION}, moves.overrule, BEGUN, "newer order"),
     _move(ev.Withdrawn, ALL - {RETIRED}, moves.withdraw, {RETIRED}, "left the order"),
@@ -69,11 +73,13 @@ MOVES = (
     _move(ev.ManifestRefused, {FETCHING}, moves.refuse, {FAILED}, "manifest refused"),
     _move(ev.Interrupted, GETTING, moves.wait, {FETCHING}, "interrupted"),
     _move(ev.Interrupted, {WARMING, PROBATION}, moves.wait, (), "interrupted"),
+    _move(ev.Interrupted, {SHADOWING}, moves.shadow_later, {WARMING}, "interrupted"),
     _move(ev.RetryDue, {FETCHING}, moves.fetch_now, (), "retry"),
     _move(ev.RetryDue, {WARMING}, moves.warm_again, (), "retry"),
     _move(ev.RetryDue, {PROBATION}, moves.watch_again, (), "retry"),
     _move(ev.Built, {VERIFYING}, moves.built, {WARMING}, "built and verified"),
-    _move(ev.Warmed, {WARMING, REPLACING}, moves.switch, {SWITCHING}, "warm"),
+    _move(ev.Warmed, {WARMING}, moves.warmed, {SHADOWING, SWITCHING}, "warm"),
+    _move(ev.Warmed, {REPLACING}, moves.warmed_in_its_place, {SWITCHING, FAILED}, "warm"),
     _move(ev.ModelRefused, {WARMING}, moves.not_fit, {FAILED}, "engine refuses, wrong answers"),
     _move(ev.TooSlow, {WARMING}, moves.measure_again, {FAILED}, "too slow"),
     _move(ev.NoRoomBeside, {WARMING}, moves.stop_first, {REPLACING, FAILED}, "no memory for both"),
@@ -81,19 +87,20 @@ MOVES = (
     _move(ev.TooSlow, {REPLACING}, moves.slow_in_its_place, {WARMING}, "too slow"),
     _move(ev.Interrupted, {REPLACING}, moves.put_back, {WARMING}, "interrupted"),
     _move(ev.SlotLost, {REPLACING}, moves.candidate_lost, {FETCHING, FAILED}, "slot lost"),
+    _move(ev.Shadowed, {SHADOWING}, moves.judge_shadow, {SWITCHING, FAILED}, "compared"),
     _move(ev.Switched, {SWITCHING}, moves.on_probation, {PROBATION}, "switched"),
     _move(ev.HealthChecked, {PROBATION}, moves.judge, {IDLE, FAILED}, "verdict"),
     _move(ev.Probed, {PROBATION}, moves.judge_probe, {IDLE, FAILED}, "verdict"),
     _move(ev.Restarted, WAITING, moves.stand_up, (), "restart"),
     _move(ev.Restarted, GETTING, moves.resume_fetching, {FETCHING}, "restart"),
-    _move(ev.Restarted, LOADING | {REPLACING, PROBATION}, moves.strike, {WARMING, FAILED}, "restart"),
+    _move(ev.Restarted, TRIED, moves.strike, {WARMING, FAILED}, "restart"),
     _move(ev.SlotLost, {IDLE}, moves.slot_lost, {FETCHING}, "slot lost"),
     _move(ev.SlotLost, GETTING, moves.slot_lost, {FETCHING}, "slot lost"),
     _move(ev.SlotLost, {WARMING}, moves.slot_lost, {FETCHING, FAILED}, "slot lost"),
     _move(ev.SlotLost, {FAILED}, moves.slot_lost, (), "slot lost"),
-    _move(ev.Mended, GETTING | {IDLE, WARMING, FAILED}, moves.mended, (), "mended"),
-    _move(ev.Wanted, GETTING | {IDLE, WARMING, FAILED}, moves.wake, (), "wanted"),
-    _move(ev.Unservable, {IDLE}, moves.unservable, {FAILED}, "will not load or answers wrongly"),
+    _move(ev.Mended, GETTING | {IDLE, WARMING, SHADOWING, FAILED}, moves.mended, (), "mended"),
+    _move(ev.Wanted, GETTING | {IDLE, WARMING, SHADOWING, FAILED}, moves.wake, (), "wanted"),
+    _move(ev.Unservable, {IDLE}, moves.unservable, {FAILED, WARMING}, "will not load or answers wrongly"),
     _move(ev.Unservable, GETTING | {WARMING, FAILED}, moves.unservable, (), "will not load or answers wrongly"),
 )
 
@@ -107,23 +114,24 @@ IGNORED: dict[type[ev.Event], frozenset[Stage]] = {
     ev.OverBudget: ALL - {FETCHING},
     ev.Corrupted: ALL - {FETCHING, VERIFYING},
     ev.ManifestRefused: ALL - {FETCHING},
-    ev.Interrupted: ALL - {FETCHING, VERIFYING, WARMING, REPLACING, PROBATION},
+    ev.Interrupted: ALL - GETTING - {WARMING, SHADOWING, REPLACING, PROBATION},
     ev.RetryDue: ALL - {FETCHING, WARMING, PROBATION},
     ev.Built: ALL - {VERIFYING},
     ev.Warmed: ALL - {WARMING, REPLACING},
     ev.ModelRefused: ALL - {WARMING, REPLACING},
     ev.TooSlow: ALL - {WARMING, REPLACING},
     ev.NoRoomBeside: ALL - {WARMING},
+    ev.Shadowed: ALL - {SHADOWING},
     ev.Switched: ALL - {SWITCHING},
     ev.HealthChecked: ALL - {PROBATION},
     ev.Probed: ALL - {PROBATION},
-    # Slots are checked before they are loaded: once a candidate serves, both are in memory.
-    ev.SlotLost: frozenset({SWITCHING, PROBATION, RETIRED}),
+    # Slots are checked before they are loaded: once a candidate is compared or serves, both are in memory.
+    ev.SlotLost: frozenset({SHADOWING, SWITCHING, PROBATION, RETIRED}),
     # Two releases are in memory for a moment, or none; the next look finds out whether that matters.
     ev.Mended: frozenset({REPLACING, SWITCHING, PROBATION, RETIRED}),
     # What is being tried answers, or is about to.
     ev.Wanted: frozenset({REPLACING, SWITCHING, PROBATION, RETIRED}),
-    ev.Unservable: frozenset({REPLACING, SWITCHING, PROBATION, RETIRED}),
+    ev.Unservable: frozenset({SHADOWING, REPLACING, SWITCHING, PROBATION, RETIRED}),
 }
 
 

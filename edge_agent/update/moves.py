@@ -2,7 +2,9 @@
 
 from msgspec.structs import replace
 
+from common.wire import DesiredModel, Split
 from edge_agent.update import events as ev
+from edge_agent.update import shadow
 from edge_agent.update.choice import offered
 from edge_agent.update.outcomes import (
     REDOWNLOADS_MAX,
@@ -19,7 +21,7 @@ from edge_agent.update.outcomes import (
     refetch,
     settled,
 )
-from edge_agent.update.state import Installed, ModelState, Stage, idle_slot, same_release
+from edge_agent.update.state import Installed, ModelState, Stage, Tally, idle_slot, is_release, same_release
 
 # Orders.
 
@@ -50,18 +52,37 @@ def redirect_and_serve(state: ModelState, event: ev.Ordered) -> Step:
     return after, _served_again(after, effects)
 
 
+def redirect_shadow(state: ModelState, event: ev.Ordered) -> Step:
+    """While requests are mirrored: as before the switch; other terms for that begin the trial anew, from loading."""
+    again = renewed(state, event)
+    if not same_release(state.target, event.target) or again.target is None or state.target is None:
+        return redirect(state, event)
+    if again.target.shadow == state.target.shadow:
+        return again, ()
+    return replace(again, stage=Stage.WARMING), (ev.Warm(candidate=tried(again)),)
+
+
 def overrule(state: ModelState, event: ev.Ordered) -> Step:
     """In probation: go on if the release is still wanted; otherwise put the proven one back first.
 
-    Without a proven one the candidate, complete and not found unhealthy, stays: something must answer meanwhile.
+    Without a proven one the candidate, complete and not found unhealthy, stays: something must answer meanwhile. Who
+    answers how much, and for how long, may be told anew.
     """
     if same_release(state.target, event.target):
-        return renewed(state, event), ()
+        again = renewed(state, event)
+        return again, changed_terms(expected(state), expected(again))
     if state.installed is None:
         fresh, effects = begin(adopted(state), event.target, event.traceparent, event.at)
         return fresh, (ev.Cancel(), ev.Commit(), *effects)
     fresh, effects = begin(state, event.target, event.traceparent, event.at)
     return fresh, (ev.Cancel(), ev.Revert(), *effects)
+
+
+def changed_terms(before: DesiredModel, after: DesiredModel) -> tuple[ev.Effect, ...]:
+    """What other terms for the same release mean in probation."""
+    divide = (ev.Divide(split=split_of(after)),) if split_of(before) != split_of(after) else ()
+    watch = (ev.Watch(probation_s=after.probation_s),) if before.probation_s != after.probation_s else ()
+    return (*divide, *watch)
 
 
 def renewed(state: ModelState, event: ev.Ordered) -> ModelState:
@@ -153,9 +174,45 @@ def warm_again(state: ModelState, _: ev.RetryDue) -> Step:
     return state, (ev.Warm(candidate=tried(state)),)
 
 
-def switch(state: ModelState, _: ev.Warmed) -> Step:
+def warmed(state: ModelState, _: ev.Warmed) -> Step:
+    """Compare it on live requests first, if the order says so; otherwise switch."""
+    terms = shadow.due(state)
+    if terms is None:
+        return switch(state)
+    return replace(state, stage=Stage.SHADOWING, attempt=0, trouble=""), (ev.Mirror(terms=terms),)
+
+
+def switch(state: ModelState) -> Step:
     """Written down before it is done, so that a crash in between counts against the candidate."""
-    return replace(state, stage=Stage.SWITCHING, attempt=0, trouble=""), (ev.Switch(),)
+    switching = replace(state, stage=Stage.SWITCHING, attempt=0, trouble="")
+    return switching, (ev.Switch(split=split_of(expected(state))),)
+
+
+def judge_shadow(state: ModelState, event: ev.Shadowed) -> Step:
+    """Too little agreement refuses the release; too few requests say nothing, and the order says what then."""
+    terms = expected(state).shadow
+    if not terms:
+        raise AssertionError(f"{state.model} was compared without terms")
+    found = shadow.judged(terms, event.found)
+    seen = replace(state, shadow=found)
+    if found.verdict == "fail":
+        detail = shadow.in_words(terms, found)
+        return given_up(seen, "failed", event.at, "disagreement", detail), (ev.Cancel(), ev.Tidy())
+    if found.verdict == "inconclusive" and terms.on_few == "fail":
+        return _not_compared(seen, event.at, shadow.in_words(terms, found))
+    return switch(seen)
+
+
+def _not_compared(state: ModelState, at: float, detail: str) -> Step:
+    """The order wants a comparison and there was none to speak of; the release is not to blame."""
+    failed = settled(state, "failed", at, "shadow_inconclusive", detail)
+    return replace(failed, candidate=None), (ev.Cancel(), ev.Tidy())
+
+
+def shadow_later(state: ModelState, event: ev.Interrupted) -> Step:
+    """The candidate is not in memory any more: load it again later, and begin the trial anew."""
+    waiting, effects = wait(state, event)
+    return replace(waiting, stage=Stage.WARMING), effects
 
 
 def not_fit(state: ModelState, event: ev.ModelRefused) -> Step:
@@ -174,12 +231,28 @@ def measure_again(state: ModelState, event: ev.TooSlow) -> Step:
 
 
 def stop_first(state: ModelState, event: ev.NoRoomBeside) -> Step:
-    """One of the two must go: the installed release leaves the memory for the candidate, a limited number of times."""
+    """One of the two must go: the installed release leaves the memory for the candidate, a limited number of times.
+
+    Two releases that are never in memory together cannot be compared. An order that takes no update without that fails
+    here, while the installed release still answers.
+    """
+    if shadow.must_compare(state):
+        return _not_compared(replace(state, shadow=shadow.NOTHING_SEEN), event.at, shadow.alone_in_words(event.detail))
     if state.replacements >= REPLACEMENTS_MAX:
         detail = f"no memory, {REPLACEMENTS_MAX} times: {event.detail}"
         return replace(settled(state, "failed", event.at, "no_memory", detail), candidate=None), (ev.Tidy(),)
-    replacing = replace(state, stage=Stage.REPLACING, replacements=state.replacements + 1, trouble=event.detail)
+    trouble = f"replacing what serves: {event.detail}"
+    replacing = replace(state, stage=Stage.REPLACING, replacements=state.replacements + 1, trouble=trouble)
     return replacing, (ev.StopServing(), ev.Warm(candidate=tried(state)))
+
+
+def warmed_in_its_place(state: ModelState, event: ev.Warmed) -> Step:
+    """There is nothing to compare it with: the report says so, and the update goes on unless the order forbids that."""
+    if shadow.must_compare(state):  # terms that came after the installed release had left
+        unseen = replace(state, shadow=shadow.NOTHING_SEEN)
+        after, effects = _not_compared(unseen, event.at, shadow.alone_in_words(state.trouble))
+        return after, _served_again(after, effects)
+    return switch(replace(state, shadow=shadow.NOTHING_SEEN) if shadow.due(state) else state)
 
 
 def not_fit_in_its_place(state: ModelState, event: ev.ModelRefused) -> Step:
@@ -228,6 +301,7 @@ def on_probation(state: ModelState, event: ev.Switched) -> Step:
 
 def judge(state: ModelState, event: ev.HealthChecked) -> Step:
     """Bad news counts at once, good news when the time is up, no news asks for a probe."""
+    state = replace(state, split=event.split or state.split)
     if event.verdict == "fail":
         return unhealthy(state, event.at, event.detail)
     if event.elapsed_s < expected(state).probation_s:
@@ -331,6 +405,8 @@ def mended(state: ModelState, event: ev.Mended) -> Step:
 
 def unservable(state: ModelState, event: ev.Unservable) -> Step:
     """Intact bytes that this engine will not load or answers wrongly with: the previous release, no second download."""
+    if event.mendable and state.stage is Stage.IDLE and is_release(state.installed, expected(state)):
+        return lacking(state, event)
     fallen = replace(state, installed=state.previous, previous=None)
     if state.stage is Stage.IDLE:
         fallen = given_up(fallen, "failed", event.at, event.code, event.detail)
@@ -342,11 +418,32 @@ def wake(state: ModelState, _: ev.Wanted) -> Step:
     return state, (ev.Serve(installed=state.installed, awake=True),) if state.installed else ()
 
 
+def lacking(state: ModelState, event: ev.Unservable) -> Step:
+    """A plug-in is gone: no verdict. The release is a candidate again until it is back; the previous one serves."""
+    waiting = replace(
+        state,
+        stage=Stage.WARMING,
+        installed=state.previous,
+        candidate=state.installed,
+        previous=None,
+        attempt=1,
+        tally=Tally(),
+        started_at=event.at,
+        trouble=f"{event.code}: {event.detail}",
+    )
+    return waiting, (*serving(waiting), ev.Wait(attempt=0))
+
+
 def tried(state: ModelState) -> Installed:
     """The candidate; the stages from warming to probation have one."""
     if state.candidate is None:
         raise AssertionError(f"{state.model} is {state.stage} without a candidate")
     return state.candidate
+
+
+def split_of(target: DesiredModel) -> Split | None:
+    """How the requests are divided in probation; None: not at all."""
+    return target.split or None
 
 
 def _unless_in(event: ev.SlotLost, release: Installed | None) -> Installed | None:

@@ -3,6 +3,7 @@
 Each function takes a state and gives the next one with the effects that belong to it.
 """
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from common.wire import DesiredModel, Outcome, UpdateReport
@@ -52,6 +53,8 @@ def begin(state: ModelState, target: DesiredModel, traceparent: str | None, at: 
         strikes=0,
         refused=(),
         refusal="",
+        shadow=None,
+        split=None,
         trouble="",
         started_at=at,
     )
@@ -115,6 +118,8 @@ def settled(state: ModelState, outcome: Outcome, at: float, code: str = "", deta
         started_at=state.started_at,
         activated_at=served.activated_at if served else None,
         finished_at=at,
+        shadow=state.shadow or UNSET,
+        split=state.split or UNSET,
     )
     return replace(state, stage=stage, last_update=report, attempt=0, strikes=0, redownloads=0, trouble="")
 

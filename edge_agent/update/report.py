@@ -1,5 +1,7 @@
 """What the controller is told about a model."""
 
+from msgspec import UNSET
+
 from common.ids import Digest
 from common.wire import ReportedModel, UpdatePhase
 from common.wire.messages import TEXT_CHARS_MAX
@@ -11,6 +13,7 @@ PHASES: dict[Stage, UpdatePhase] = {
     Stage.FETCHING: "fetching",
     Stage.VERIFYING: "verifying",
     Stage.WARMING: "warming",
+    Stage.SHADOWING: "shadowing",
     Stage.REPLACING: "replacing",
     Stage.SWITCHING: "warming",
     Stage.PROBATION: "probation",
@@ -41,6 +44,7 @@ def reported_model(state: ModelState) -> ReportedModel:
         activated_at=running.activated_at if running else None,
         detail=state.trouble[:TEXT_CHARS_MAX],
         last_update=state.last_update,
+        shadow=UNSET if settled or state.stage is Stage.FAILED else state.shadow or UNSET,
     )
 
 

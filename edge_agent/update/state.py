@@ -11,11 +11,14 @@ from enum import StrEnum
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from common.artifact import ArtifactRef, TensorSpec, digest_of
+from common.artifact.pipeline import Pipeline
 from common.artifact.selftest import SelfTest
+from common.artifact.serving import ServingTerms
 from common.ids import Digest, ModelName, Version
-from common.wire import DesiredModel, Strategy, Transport, UpdateReport
+from common.wire import DesiredModel, ShadowReport, SplitReport, Strategy, Transport, UpdateReport
 
 Slot = Literal["a", "b"]
 
@@ -37,6 +40,8 @@ class Stage(StrEnum):
     """The files are being rebuilt in the idle slot and their digests checked."""
     WARMING = "warming"
     """The candidate is being loaded and tried with made-up inputs and its samples; the installed release serves."""
+    SHADOWING = "shadowing"
+    """The candidate answers live requests too, and only the device sees what; the installed release serves."""
     REPLACING = "replacing"
     """Memory is too short for both: the installed release was taken out of it, and the candidate is being loaded in its
     place. Nothing answers meanwhile.
@@ -52,8 +57,9 @@ class Stage(StrEnum):
 
 
 class Installed(msgspec.Struct, frozen=True, kw_only=True):
-    """A complete, verified release in a slot: all of `files`, of which `onnx_file` is the one to load, and one has the
-    samples of `self_test`, if it carries one.
+    """A complete, verified release in a slot: all of `files`, of which `onnx_file` is the one to load, one has the
+    samples of `self_test` and one is the `reference` for drift, if it carries them, and some are libraries with
+    `custom_ops`. `serving` is how the release wants to be served.
     """
 
     slot: Slot
@@ -65,6 +71,11 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     self_test: SelfTest | None = None
+    pipeline: Pipeline | UnsetType = UNSET
+    custom_ops: tuple[str, ...] | UnsetType = UNSET
+    """Not written for releases that have none, so that what the journal says of those stays the same."""
+    serving: ServingTerms | None = None
+    reference: str | None = None
     activated_at: float | None = None
 
     @property
@@ -152,6 +163,10 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
     """Patches and indexes on offer that turned out to be of no use for this update."""
     refusal: str = ""
     """Why the last of them was refused, as a sentence."""
+    shadow: ShadowReport | None = None
+    """What was found before the switch; a candidate is not put through that twice."""
+    split: SplitReport | None = None
+    """How both releases did in probation, at the last look."""
     trouble: str = ""
     """What the update is waiting for, as a sentence; empty while it moves."""
     started_at: float = 0.0

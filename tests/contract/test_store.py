@@ -8,17 +8,28 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from common.artifact import ArtifactRef, ReleaseManifest, TensorSpec, Variant
 from common.artifact.digest import digest_of
-from common.artifact.manifest import ArtifactRef, ReleaseManifest, TensorSpec, Variant
 from common.clock import SystemClock
 from common.errors import Conflict, Unavailable
 from common.ids import DeviceId, ModelName, ReleaseRef, Version
-from common.wire import LATENCY_BOUNDS_S, Capabilities, Heartbeat, ReportedModel, ReportedState, TelemetryWindow
+from common.monitoring.reference import Classes, Reference, encode_reference
+from common.monitoring.sketch import FeatureCounts, Sketch
+from common.wire import (
+    LATENCY_BOUNDS_S,
+    Capabilities,
+    DeviceWindow,
+    Heartbeat,
+    ReportedModel,
+    ReportedState,
+    TelemetryWindow,
+)
 from controller.devices import Device
 from controller.rollouts.model import Execution, ExecutionState, PhaseSpec, Rollout, RolloutSpec, RolloutState
 from controller.store import open_store
 from controller.store.port import (
     AuditEntry,
+    DeviceTotals,
     Event,
     FileParts,
     Order,
@@ -101,7 +112,13 @@ def rollout(name: str, state: RolloutState = RolloutState.RUNNING) -> Rollout:
     return Rollout(id=name, spec=spec, salt="s", created_at=1.0, created_by="ada", state=state)
 
 
-def window(started_at: float, requests: int = 10, errors: int = 0, version: str = "1") -> TelemetryWindow:
+def sketch_of(*counts: int, low: float | None = None) -> Sketch:
+    return Sketch(reference=blob("reference").digest, observations=1, features=(FeatureCounts(counts, low),))
+
+
+def window(
+    started_at: float, requests: int = 10, errors: int = 0, version: str = "1", sketch: Sketch | None = None
+) -> TelemetryWindow:
     return TelemetryWindow(
         model=DETECTOR,
         version=Version(version),
@@ -111,6 +128,18 @@ def window(started_at: float, requests: int = 10, errors: int = 0, version: str 
         errors=errors,
         latency_counts=tuple(range(BUCKETS)),
         latency_sum_s=0.5,
+        queue_counts=tuple(reversed(range(BUCKETS))),
+        queue_sum_s=0.25,
+        queue_max_s=0.125,
+        run_counts=(3, *(0,) * 6, 1),
+        run_rows=100,
+        run_sum_s=1.0,
+        refused=1,
+        expired=2,
+        cancelled=3,
+        labelled=4,
+        correct=2,
+        sketch=sketch,
     )
 
 
@@ -569,6 +598,17 @@ async def test_a_window_that_comes_twice_counts_once(store: Store) -> None:
         errors=2,
         latency_counts=tuple(3 * count for count in range(BUCKETS)),
         latency_sum_s=1.5,
+        queue_counts=tuple(3 * count for count in reversed(range(BUCKETS))),
+        queue_sum_s=0.75,
+        queue_max_s=0.125,
+        run_counts=(9, *(0,) * 6, 3),
+        run_rows=300,
+        run_sum_s=3.0,
+        refused=3,
+        expired=6,
+        cancelled=9,
+        labelled=12,
+        correct=6,
     )
 
 
@@ -600,3 +640,74 @@ async def test_old_windows_are_forgotten(store: Store) -> None:
     assert await store.write(lambda tx: tx.telemetry.forget(before=20.0)) == 1
     sums = await store.read(lambda tx: tx.telemetry.totals(ReleaseRef(DETECTOR, Version("1")), 0))
     assert sums.requests == 10
+
+
+def device_window(started_at: float, cpu_s: float = 1.0, rss_bytes: int = 100, lost: int = 0) -> DeviceWindow:
+    return DeviceWindow(
+        started_at=started_at,
+        ended_at=started_at + 10,
+        cpu_s=cpu_s,
+        rss_bytes=rss_bytes,
+        windows_lost=lost,
+        files_bad=1,
+        files_mended=1,
+    )
+
+
+async def test_what_agents_used_is_that_of_windows_in_which_the_release_was_asked(store: Store) -> None:
+    one = ReleaseRef(DETECTOR, Version("1"))
+    idle = device_window(20, cpu_s=50.0, rss_bytes=900)
+
+    def work(tx: Transaction) -> None:
+        tx.telemetry.add(ALICE, [window(0), window(10)], [device_window(0), device_window(10, lost=3), idle])
+        tx.telemetry.add(ALICE, [window(10)], [device_window(10, lost=3)])
+        tx.telemetry.add(BOB, [window(0, version="2")], [device_window(0, cpu_s=7.0)])
+        tx.telemetry.add(CAROL, [window(10)], [device_window(10, cpu_s=2.0, rss_bytes=300, lost=4)])
+
+    await store.write(work)
+    used = await store.read(lambda tx: tx.telemetry.usage(one, 0.0))
+    assert used == DeviceTotals(
+        devices=2,
+        seconds=30.0,
+        cpu_s=4.0,
+        rss_bytes_max=300,
+        pss_bytes_max=0,
+        windows_lost=7,
+        files_bad=3,
+        files_mended=3,
+    )
+    assert (await store.read(lambda tx: tx.telemetry.usage(one, 0.0, [ALICE]))).windows_lost == 3
+    assert (await store.read(lambda tx: tx.telemetry.usage(one, 15.0))).seconds == 20.0
+    nothing = await store.read(lambda tx: tx.telemetry.usage(one, 0.0, []))
+    assert (nothing.devices, nothing.cpu_s, nothing.rss_bytes_max) == (0, 0, 0)
+
+
+async def test_sketches_add_up_over_windows_and_devices_and_count_once(store: Store) -> None:
+    one, name = ReleaseRef(DETECTOR, Version("1")), blob("reference").digest
+    first, second = window(0, sketch=sketch_of(1, 2, low=-1.0)), window(10, sketch=sketch_of(10, 20, low=-3.0))
+    late = window(1000, sketch=sketch_of(100, 200))
+    await store.write(lambda tx: tx.telemetry.add(ALICE, [first, window(20)]))
+    for _ in range(2):
+        await store.write(lambda tx: tx.telemetry.add(ALICE, [first, second, late]))
+    await store.write(lambda tx: tx.telemetry.add(BOB, [first, window(10, version="2", sketch=sketch_of(5, 5))]))
+
+    async def counts(since: float, devices: list[DeviceId] | None = None) -> tuple[int, tuple[int, ...], float | None]:
+        found = (await store.read(lambda tx: tx.telemetry.sketches(one, since, devices)))[name]
+        return found.observations, found.features[0].counts, found.features[0].low
+
+    assert await counts(0.0) == (4, (112, 224), -3.0)
+    assert await counts(0.0, [BOB]) == (1, (1, 2), -1.0)
+    assert await counts(900.0) == (1, (100, 200), None)
+    assert await store.read(lambda tx: tx.telemetry.sketches(one, 0.0, [CAROL])) == {}
+    assert await store.write(lambda tx: tx.telemetry.forget(before=100.0)) == 5
+    assert await counts(0.0) == (1, (100, 200), None)
+
+
+async def test_a_reference_is_kept_under_its_digest(store: Store) -> None:
+    feature = Classes(tensor="y", side="output", classes=(1, 2), counts=(5, 6, 7))
+    reference = Reference(observations=9, features=(feature,))
+    name = blob("reference").digest
+    await store.write(lambda tx: tx.telemetry.put_reference(name, encode_reference(reference)))
+    await store.write(lambda tx: tx.telemetry.put_reference(name, encode_reference(reference)))
+    assert await store.read(lambda tx: tx.telemetry.reference(name)) == reference
+    assert await store.read(lambda tx: tx.telemetry.reference(blob("other").digest)) is None

@@ -5,18 +5,18 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-import aiohttp
 import numpy as np
 
 from common.backoff import Backoff
 from common.clock import SystemClock
 from common.errors import FerryError
 from edge_agent.executor import Executor, Parts, Standing, UpdateLimits
-from edge_agent.fetch import FetchLimits, make_fetcher
+from edge_agent.fetch import FetchLimits, Session, make_fetcher
 from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import FILE_NAME, Journal
 from edge_agent.slots import Slots
 from edge_agent.telemetry.recorder import Recorder
+from edge_agent.telemetry.usage import Findings
 from edge_agent.update import ModelState
 from tests.integration.release_desk import DEVICE, MODEL, ReleaseDesk
 from tests.integration.small_models import HeldEngine
@@ -36,7 +36,7 @@ class Device:
         self,
         folder: Path,
         desk: ReleaseDesk,
-        session: aiohttp.ClientSession,
+        session: Session,
         told: Callable[[Standing], None],
         boot: int,
     ) -> None:
@@ -54,6 +54,7 @@ class Device:
                 chance=random.Random(1),
                 keys=desk.keys,
                 changed=lambda: told(self.executor.standing()),
+                findings=Findings(),
                 limits=UpdateLimits(health_s=0.005, probe_requests=25, backoff=Backoff(base_s=0.01, cap_s=0.02)),
                 boot=boot,
             ),

@@ -16,7 +16,7 @@ from tests.crash.stories import Step, Story
 from tests.crash.survey import BLOCK_BYTES, FLUSH_BYTES, Crash, Memory, Recovery, Told, Tree, sha256
 from tests.integration.release_desk import MODEL
 
-LOADING = frozenset({Stage.WARMING, Stage.REPLACING, Stage.SWITCHING, Stage.PROBATION})
+LOADING = frozenset({Stage.WARMING, Stage.SHADOWING, Stage.REPLACING, Stage.SWITCHING, Stage.PROBATION})
 Found = Iterator[str]
 
 

@@ -13,7 +13,7 @@ import msgspec
 
 from common.artifact.protobuf import Span
 from common.ids import Digest
-from common.wire import DesiredModel
+from common.wire import DesiredModel, Shadow, Split
 from edge_agent.update import Stage
 from edge_agent.update.choice import ranges_name
 from tests.crash.device import Device
@@ -21,6 +21,7 @@ from tests.integration.release_desk import ReleaseDesk
 from tests.integration.small_models import WEIGHTS_FILE, always_nan, nan_unless_zero, weighted
 
 PROBATION_S = 0.02
+SHADOW_S = 0.02
 TENSOR_BYTES = 64 * 1024
 LARGE_TENSORS = 10
 """Makes a download of three blocks."""
@@ -38,6 +39,7 @@ NAMES = (
     "retire",
     "change while fetching",
     "change in probation",
+    "compared and shared",
 )
 
 Condition = Callable[[Device], object]
@@ -91,6 +93,7 @@ class Author:
             "retire": lambda: self._story([self.install(1)], [self.retire(), self.install(2)]),
             "change while fetching": self.change_while_fetching,
             "change in probation": self.change_in_probation,
+            "compared and shared": self.compared_and_shared,
         }
         return {name: lambda make=make, name=name: make()._replace(name=name) for name, make in made.items()}  # type: ignore[misc]  # mypy does not infer a lambda's defaults
 
@@ -158,6 +161,14 @@ class Author:
 
         first = Step(self._desk.order(release), release, "", tried, "in probation")
         return self._story(before, [first, self.install(3)])
+
+    def compared_and_shared(self) -> Story:
+        """Nobody asks, so nothing can be compared: the first order goes on without, the second one fails for it."""
+        before = [self.install(1)]
+        first = self.install(2, shadow=Shadow(for_s=SHADOW_S), split=Split(share=0.5))
+        strict = Shadow(for_s=SHADOW_S, agreement_min=1.0, on_few="fail")
+        second = self._until_done(self._release(3, shadow=strict), "failed")
+        return self._story(before, [first, second, self.install(4)])
 
     def _story(self, before: list[Step], steps: list[Step]) -> Story:
         made, self._made = self._made, {}

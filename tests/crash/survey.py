@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
-import aiohttp
 import msgspec
 
 from common.ids import Digest
 from edge_agent.executor import Standing
-from edge_agent.fetch import http, open_session, partial
+from edge_agent.fetch import Session, http, open_session, partial
 from edge_agent.journal import FILE_NAME
 from edge_agent.update import ModelState, Stage
 from tests.crash.device import Device
@@ -118,7 +117,7 @@ class Survey:
         self._folder = folder
         self._recorder = recorder
         self.desk = ReleaseDesk()
-        self._session: aiohttp.ClientSession | None = None
+        self._session: Session | None = None
         (folder / "made").mkdir(parents=True)
 
     @contextlib.asynccontextmanager

@@ -14,13 +14,21 @@ from common.trust import PublicKey, Signer, verify
 from common.wire import DesiredState, JoinString, Message, decode, encode
 from common.wire.codec import BYTES_MAX
 from common.wire.messages import DESIRED_PAYLOAD_TYPE
-from tests.property.test_wire import EXAMPLES
-from tests.unit.test_manifest import TESTED, VARIANT, manifest
+from tests.property.test_wire import EXAMPLES, FULL_TELEMETRY, TRAFFIC
+from tests.unit.test_manifest import PIPED, SERVED, TESTED, VARIANT, WATCHED, manifest
 
 FOLDER = Path(__file__).parent / "wire"
 MESSAGES: dict[str, Message] = {f"v1-{type(one).__name__}": one for one in EXAMPLES}
+MESSAGES |= {f"v1-{type(one).__name__}-traffic": one for one in TRAFFIC}
+MESSAGES["v1-Telemetry-full"] = FULL_TELEMETRY
 MANIFEST = manifest(default=VARIANT)
-MANIFESTS = {"v1-manifest": MANIFEST, "v1-manifest-self-test": manifest(default=TESTED, plain=VARIANT)}
+MANIFESTS = {
+    "v1-manifest": MANIFEST,
+    "v1-manifest-self-test": manifest(default=TESTED, plain=VARIANT),
+    "v1-manifest-serving": manifest(default=SERVED, plain=VARIANT),
+    "v1-manifest-reference": manifest(default=WATCHED, plain=VARIANT),
+    "v1-manifest-pipeline": manifest(default=PIPED),
+}
 JOIN = JoinString("http://127.0.0.1:8480", "ferryj_token")
 
 
@@ -30,7 +38,13 @@ def test_a_released_message_still_says_what_it_said(name: str) -> None:
 
 
 def test_every_message_type_has_a_released_file() -> None:
-    assert {f"v1-{kind.__name__}" for kind in BYTES_MAX} == {path.stem for path in FOLDER.glob("*.bin")}
+    assert {f"v1-{kind.__name__}" for kind in BYTES_MAX} <= {path.stem for path in FOLDER.glob("*.bin")}
+    assert {path.stem for path in FOLDER.glob("*.bin")} == MESSAGES.keys()
+
+
+@pytest.mark.parametrize("name", ["v1-DesiredState", "v1-ReportedState", "v1-Telemetry"])
+def test_terms_and_findings_that_are_not_there_leave_no_trace(name: str) -> None:
+    assert encode(MESSAGES[name]) == (FOLDER / f"{name}.bin").read_bytes()
 
 
 @pytest.mark.parametrize("name", MANIFESTS)

@@ -22,6 +22,7 @@ from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import Journal
 from edge_agent.slots import Slots
 from edge_agent.telemetry.recorder import Recorder
+from edge_agent.telemetry.usage import Findings
 from tests.conftest import eventually
 from tests.integration.release_desk import DEVICE, MODEL, ReleaseDesk
 
@@ -39,6 +40,8 @@ class Device:
         engine: Engine | None = None,
         stopwatch: Clock | None = None,
         clock: Clock | None = None,
+        *,
+        custom_ops: bool = False,
         optimised: OptimisedModels | None = None,
         memory: Memory | None = None,
         models_max: int = 0,
@@ -66,6 +69,8 @@ class Device:
                 chance=random.Random(1),
                 keys=desk.keys,
                 changed=lambda: None,
+                findings=Findings(),
+                custom_ops=custom_ops,
                 optimised=optimised,
                 memory=memory,
                 pacing=pacing(self.server) if pacing else None,
@@ -122,6 +127,8 @@ async def device_at(
     engine: Engine | None = None,
     stopwatch: Clock | None = None,
     clock: Clock | None = None,
+    *,
+    custom_ops: bool = False,
     optimised: OptimisedModels | None = None,
     memory: Memory | None = None,
     models_max: int = 0,
@@ -129,7 +136,20 @@ async def device_at(
     pacing: Callable[[ModelServer], Pacing] | None = None,
 ) -> AsyncIterator[Device]:
     """A device that runs for the block. `engine` and `stopwatch` are the model server's; by default the real ones."""
-    device = Device(folder, desk, free, engine, stopwatch, clock, optimised, memory, models_max, cold, pacing)
+    device = Device(
+        folder,
+        desk,
+        free,
+        engine,
+        stopwatch,
+        clock,
+        custom_ops=custom_ops,
+        optimised=optimised,
+        memory=memory,
+        models_max=models_max,
+        cold=cold,
+        pacing=pacing,
+    )
     await device.executor.start()
     try:
         yield device

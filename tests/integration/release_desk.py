@@ -22,6 +22,7 @@ from common.artifact.onnx_io import read_signature
 from common.artifact.parts import cut, encode_index, index_of, missing_bytes
 from common.artifact.protobuf import Span
 from common.artifact.selftest import SelfTest
+from common.artifact.serving import ServingTerms
 from common.artifact.source import BytesSource
 from common.ids import DeviceId, Digest, ModelName, Version
 from common.trust import PublicKey, Signer
@@ -97,16 +98,20 @@ class ReleaseDesk:
         parts: Iterable[PartsOffer] = (),
         weights: Mapping[str, bytes] | None = None,
         self_test: SelfTest | None = None,
+        dress: Callable[[Variant], Variant] = lambda variant: variant,
+        serving: ServingTerms | None = None,
         **changes: Any,
     ) -> DesiredModel:
         """The order for `data`, with `weights` beside it, as `version`. The offers are made for each file.
 
-        `manifest_of` lets the manifest speak of other bytes. The samples of `self_test` are among `weights`.
+        `manifest_of` lets the manifest speak of other bytes. The samples of `self_test` are among `weights`; `dress`
+        puts on what else the variant has.
         """
         refs = {name: self.put(content) for name, content in {ONNX_FILE: data, **(weights or {})}.items()}
         signature = read_signature(BytesSource(data))
         promised = refs | ({ONNX_FILE: self.put(manifest_of)} if manifest_of else {})
-        variant = Variant(promised, ONNX_FILE, signature.inputs, signature.outputs, self_test)
+        variant = Variant(promised, ONNX_FILE, signature.inputs, signature.outputs, self_test, serving=serving)
+        variant = dress(variant)
         manifest = ReleaseManifest(MODEL, Version(version), {"default": variant})
         envelope = self.put(self.signer.sign(PAYLOAD_TYPE, encode_manifest(manifest)))
         fields: dict[str, Any] = {"order": self.generation + 1, "probation_s": 0.3} | changes

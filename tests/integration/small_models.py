@@ -3,22 +3,25 @@
 The models run on the real engine. All take `x`, FP32 [any, 4], unless they say otherwise, and answer `y`.
 """
 
+import importlib.util
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper, save_model
 from onnx.external_data_helper import set_external_data
 
 from common.artifact import TensorSpec
+from common.artifact.serving import ServingTerms
 from common.artifact.tensors import Array
 from common.clock import SystemClock
 from common.ids import ModelName, Version
-from edge_agent.inference.engine import Session
+from edge_agent.inference.engine import NOTHING, Beside, Session
 from edge_agent.inference.ort import OrtEngine
-from edge_agent.inference.serving import QUEUE_REQUESTS_MAX, RUN_S_MAX, ModelServer
+from edge_agent.inference.serving import ModelServer
 from edge_agent.telemetry.recorder import Recorder
 
 MODEL = ModelName("adder")
@@ -32,6 +35,53 @@ def adder(path: Path, number: int) -> Path:
     """y = x + number: the answer tells which model gave it."""
     constant = numpy_helper.from_array(np.array([number], np.float32), "number")
     return _save(path, [helper.make_node("Add", ["x", "number"], ["y"])], [constant])
+
+
+def slow_adder(path: Path, number: int) -> Path:
+    """y = x + number, after some products with zeros that take time."""
+    shapes = {"into": (4, 1024), "square": (1024, 1024), "back": (1024, 4)}
+    constants = [numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in shapes.items()]
+    constants.append(numpy_helper.from_array(np.array([number], np.float32), "number"))
+    nodes = [helper.make_node("MatMul", ["x", "into"], ["h0"])]
+    nodes += [helper.make_node("MatMul", [f"h{turn}", "square"], [f"h{turn + 1}"]) for turn in range(8)]
+    nodes += [helper.make_node("MatMul", ["h8", "back"], ["zeros"]), helper.make_node("Add", ["x", "zeros"], ["same"])]
+    return _save(path, [*nodes, helper.make_node("Add", ["same", "number"], ["y"])], constants)
+
+
+def capped_adder(path: Path, number: int, most: float) -> Path:
+    """y = min(x, most) + number."""
+    constants = [numpy_helper.from_array(np.array([n], np.float32), name) for n, name in ((number, "n"), (most, "m"))]
+    nodes = [helper.make_node("Min", ["x", "m"], ["capped"]), helper.make_node("Add", ["capped", "n"], ["y"])]
+    return _save(path, nodes, constants)
+
+
+def channel_means(path: Path) -> Path:
+    """scores = the mean of each channel of `image`, FP32 [1, 3, 2, 2]."""
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 2, 2])
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 3])
+    node = helper.make_node("ReduceMean", ["image"], ["scores"], axes=[2, 3], keepdims=0)
+    graph = helper.make_graph([node], "means", [image], [scores])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    save_model(model, path)
+    return path
+
+
+def custom_ops_library() -> Path:
+    """A real library with hundreds of operators. It is not imported: it cannot be in one process as a module too."""
+    package = importlib.util.find_spec("onnxruntime_extensions")
+    assert package
+    assert package.origin
+    return next(Path(package.origin).parent.glob("_extensions_pydll*.so"))
+
+
+def upper_case(path: Path) -> Path:
+    """y = x in capitals, both BYTES [any], by the operator of a library (`onnxruntime_extensions`)."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.STRING, ["n"]) for name in ("x", "y"))
+    node = helper.make_node("StringUpper", ["x"], ["y"], domain="ai.onnx.contrib")
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.contrib", 1)]
+    graph = helper.make_graph([node], "upper", [x], [y])
+    save_model(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION), path)
+    return path
 
 
 def nan_unless_zero(path: Path) -> Path:
@@ -215,7 +265,7 @@ class HeldEngine(OrtEngine):
         self.used_after_close = False
         self.sessions: list[HeldSession] = []
 
-    def load(self, path: Path) -> HeldSession:  # type: ignore[override]  # the port is Session; the base names its own
+    def load(self, path: Path, beside: Beside = NOTHING) -> HeldSession:  # type: ignore[override]  # a Session
         session = HeldSession(super().load(path), self)
         self.sessions.append(session)
         return session
@@ -224,20 +274,25 @@ class HeldEngine(OrtEngine):
 class Bench:
     """A model server on a folder of small models, with its telemetry."""
 
-    def __init__(
-        self, folder: Path, *, workers: int | None = None, queue: int = QUEUE_REQUESTS_MAX, run_s_max: float = RUN_S_MAX
-    ) -> None:
+    def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder
         self.engine = HeldEngine()
         self.recorder = Recorder(0.0)
-        self.server = ModelServer(
-            self.engine, self.recorder, SystemClock(), workers=workers, queue=queue, run_s_max=run_s_max
-        )
+        self.server = ModelServer(self.engine, self.recorder, SystemClock(), **settings)
 
-    async def put(self, version: str, make: Callable[[Path], Path], outputs: tuple[TensorSpec, ...] = Y) -> None:
+    async def put(
+        self,
+        version: str,
+        make: Callable[[Path], Path],
+        outputs: tuple[TensorSpec, ...] = Y,
+        *,
+        model: ModelName = MODEL,
+        inputs: tuple[TensorSpec, ...] = X,
+        serving: ServingTerms | None = None,
+    ) -> None:
         """Make a model and switch to it, without committing."""
-        path = make(self.folder / f"{version}.onnx")
-        self.server.switch(await self.server.prepare(MODEL, Version(version), path, X, outputs))
+        path = make(self.folder / f"{model}-{version}.onnx")
+        self.server.switch(await self.server.prepare(model, Version(version), path, inputs, outputs, serving=serving))
 
     async def add(self, number: int) -> None:
         """Serve `adder(number)` as version `number`, committed."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from common.errors import Unavailable
+from common.wire import DeviceWindow, TelemetryWindow
 from controller.broker.embedded import EmbeddedBroker
 from edge_agent.app import Agent
 from edge_agent.telemetry.spool import Spool
@@ -81,7 +82,14 @@ async def test_telemetry_stays_on_the_disk_until_somebody_takes_it(
     spool = Spool(tmp_path / "telemetry.db")
     windows = [entry.window for entry in spool.peek(100)]
     spool.close()
-    assert sum(window.requests for window in windows) >= 5
+    releases = [window for window in windows if isinstance(window, TelemetryWindow)]
+    assert sum(window.requests for window in releases) >= 5
+    assert sum(sum(window.queue_counts or ()) for window in releases) >= 5
+    used = [window for window in windows if isinstance(window, DeviceWindow)]
+    assert sum(window.cpu_s for window in used) > 0
+    assert all(0 < (window.pss_bytes or 1) <= window.rss_bytes for window in used)
+    starts = {window.started_at for window in used}
+    assert {window.started_at for window in releases} <= starts, "a release's window has its device's beside it"
 
 
 async def test_an_agent_that_cannot_listen_says_so_and_leaves_nothing_behind(tmp_path: Path, desk: ReleaseDesk) -> None:

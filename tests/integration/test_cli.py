@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -254,6 +255,78 @@ def test_a_byte_budget_is_planned_with_and_kept_in_the_rollout(ferry: Ferry) -> 
     assert (spec["max_bytes"], spec["on_exceed"]) == (100, "fail")
     alone = ferry("rollout", "plan", "detector@1.0.0", "--on-exceed", "fail")
     assert (alone.exit_code, "--max-bytes" in alone.stderr) == (2, True)
+
+
+def test_terms_for_live_requests_are_kept_in_the_rollout_and_shown(ferry: Ferry, tmp_path: Path) -> None:
+    shadow = ("--shadow", "10m", "--shadow-share", "10%", "--shadow-agreement", "0.98", "--shadow-agree", "top1")
+    split = ("--split", "0.25", "--split-header", "X-Side", "--split-key", "X-Caller")
+    few = ("--shadow-samples", "50", "--shadow-on-few", "fail")
+    made = json.loads(ferry("rollout", "create", "detector@1.0.0", *shadow, *few, *split, "-o", "json").stdout)
+    terms = made["spec"]["shadow"]
+    assert (terms["for_s"], terms["share"], terms["agreement_min"], terms["agree"]) == (600, 0.1, 0.98, "top1")
+    assert (terms["samples_min"], terms["on_few"]) == (50, "fail")
+    assert made["spec"]["split"] == {"share": 0.25, "header": "X-Side", "key": "X-Caller"}
+    shown = ferry("rollout", "show", made["id"]).stdout
+    assert "600 s, 10.0% of the requests (top1, 98.0% must agree; with fewer than 50: fail)" in shown
+    assert "25.0% of the requests (header X-Side, key X-Caller)" in shown
+    plain = json.loads(ferry("rollout", "create", "detector@1.0.0", "-o", "json").stdout)
+    assert (plain["spec"]["shadow"], plain["spec"]["split"]) == (None, None)
+    assert "SHADOW" not in ferry("rollout", "show", plain["id"]).stdout
+    file = tmp_path / "rollout.yaml"
+    file.write_text("release: detector@1.0.0\nshadow: {for_s: 60, atol: 0.5}\n")
+    made = json.loads(ferry("rollout", "create", "-f", file, "--shadow-share", "0.5", "-o", "json").stdout)
+    assert [made["spec"]["shadow"][name] for name in ("for_s", "atol", "share")] == [60, 0.5, 0.5]
+    ferry("rollout", "abort", made["id"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--shadow-agreement", "0.9"), ["needs --shadow", "fix: say for how long"]),
+        (("--split-header", "X-Side"), ["needs --split", "fix: say how many"]),
+        (("--shadow", "0"), ["shadow", "for_s"]),
+        (("--shadow", "2d"), ["shadow", "for_s"]),
+        (("--shadow", "1m", "--shadow-share", "0"), ["shadow", "share"]),
+        (("--shadow", "1m", "--shadow-samples", "0"), ["samples_min"]),
+        (("--split", "0"), ["lets nobody reach the candidate"]),
+        (("--split", "50%", "--split-header", "X Side"), ["header"]),
+        (("--split", "150%"), ["is not a share"]),
+    ],
+)
+def test_terms_for_live_requests_that_cannot_be_are_refused_before_anything_is_sent(
+    ferry: Ferry, options: tuple[str, ...], words: list[str]
+) -> None:
+    refused = ferry("rollout", "create", "detector@1.0.0", *options)
+    assert refused.exit_code == 2
+    for word in words:
+        assert word in refused.stderr
+
+
+def test_the_commands_of_the_how_to_page_do_what_it_says(ferry: Ferry, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/shadow-and-ab.md").read_text()
+    commands = re.findall(r"^ferry (rollout create .*)$", page, re.MULTILINE)
+    made = [json.loads(ferry(*command.split(), "-o", "json").stdout)["spec"] for command in commands]
+    assert [(bool(spec["shadow"]), bool(spec["split"])) for spec in made] == [(True, False), (False, True)]
+    assert (made[0]["shadow"]["for_s"], made[0]["shadow"]["agreement_min"]) == (600, 0.98)
+    assert (made[1]["probation_s"], made[1]["split"]["share"]) == (86_400, 0.1)
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    file = tmp_path / "rollout.yaml"
+    file.write_text(text)
+    spec = json.loads(ferry("rollout", "create", "-f", file, "-o", "json").stdout)["spec"]
+    assert (spec["shadow"]["share"], spec["shadow"]["rtol"]) == (0.1, 0.05)
+    assert ferry("release", "stats", "detector@1.1.0").exit_code == 0
+    assert ferry("device", "show", "cam-1").exit_code == 0
+
+
+def test_the_api_refuses_terms_that_it_does_not_know(fleet: Fleet) -> None:
+    release = {"model": "detector", "version": "1.0.0"}
+    for terms, word in (
+        ({"shadow": {"for_s": 10, "agrement_min": 0.9}}, "agrement_min"),
+        ({"split": {"share": 0}}, "split"),
+    ):
+        reply = fleet.do(fleet.api.ask("POST", "/v1/rollouts", json={"release": release, **terms}))
+        assert reply.status in {400, 422}
+        assert word in json.dumps(reply.problem())
 
 
 def test_a_rollout_is_followed_also_where_no_event_stream_gets_through(

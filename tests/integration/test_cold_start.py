@@ -9,8 +9,10 @@ import aiohttp
 import numpy as np
 import pytest
 
+from common.artifact.serving import ServingTerms
 from common.clock import SystemClock
 from common.errors import DeadlineExceeded, NotFound, Unavailable
+from common.wire import Shadow
 from edge_agent.executor import ColdStart
 from edge_agent.inference import asleep
 from edge_agent.inference.http import inference_app
@@ -165,6 +167,50 @@ async def test_the_api_tells_and_moves_what_is_loaded_on_demand(installed: Path,
         assert device.server.in_memory() == frozenset()
     async with device_at(installed, desk) as device, api_of(device) as url, aiohttp.ClientSession() as http:
         assert await move("unload") == 403, "a resident model is the fleet's"
+
+
+async def test_a_request_over_http_wakes_it_unless_it_names_another_version(installed: Path, desk: ReleaseDesk) -> None:
+    body = {"inputs": [{"name": "bytes", "shape": [1, 2048], "datatype": "INT32", "data": [7] * 2048}]}
+    async with device_at(installed, desk, cold=LAZY) as device, api_of(device) as url, aiohttp.ClientSession() as http:
+        async with http.post(f"{url}/v2/models/{MODEL}/versions/9/infer", json=body) as answer:
+            assert answer.status == 404
+            assert "ask for 1" in (await answer.json())["error"]
+        assert device.server.in_memory() == frozenset()
+        async with http.post(f"{url}/v2/models/{MODEL}/infer", json=body) as answer:
+            assert (answer.status, (await answer.json())["model_version"]) == (200, "1")
+
+
+async def test_answers_from_memory_keep_it_awake(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    clock = Later()
+    async with device_at(tmp_path, desk, cold=LAZY, clock=clock) as device:
+        keeps = ServingTerms(cache_bytes=1_000_000)
+        await device.executor.accept(desk.order(desk.release("1", real_models[0].read_bytes(), serving=keeps)))
+        await device.finished(1)
+        await device.ask()
+        clock.ahead = 3000.0
+        assert (await device.server.infer(MODEL, None, FEEDS)).recalled
+        clock.ahead = 4000.0
+        assert not device.server.is_idle(MODEL, LAZY.idle_s), "somebody asked 1000 seconds ago"
+        clock.ahead = 6700.0
+        await eventually(lambda: not device.server.in_memory(), "it leaves the memory")
+        assert not (await device.server.infer(MODEL, None, FEEDS)).recalled, "and has given up its answers"
+
+
+async def test_a_comparison_wakes_what_it_compares_with(
+    installed: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    async with device_at(installed, desk, cold=LAZY) as device:
+        terms = Shadow(for_s=4.0, agree="top1", samples_min=1)
+        await device.executor.accept(desk.order(desk.release("2", real_models[1].read_bytes(), shadow=terms)))
+        await eventually(lambda: device.model and device.model.phase == "shadowing", "it is compared")
+        assert device.server.in_memory() == frozenset(), "nobody has asked yet"
+        assert {await device.ask() for _ in range(3)} == {("1", True)}
+        update = await device.finished(2)
+        assert update.outcome == "succeeded"
+        assert update.shadow
+        assert update.shadow.samples >= 1
 
 
 async def test_a_model_that_is_withdrawn_in_its_sleep_is_gone(installed: Path, desk: ReleaseDesk) -> None:

@@ -397,6 +397,7 @@ async def test_bodies_that_are_in_memory_at_one_time_are_bounded_together(device
     for _ in range(4):  # what was held is given back, also after an error
         assert (await device.infer({"inputs": ["x" * 100_000]}))[0] == 400
     assert (await device.infer({"inputs": [ONE_ROW]}))[0] == 200
+    assert sum(window.refused for window in device.bench.recorder.cut(1.0)) == 1
 
 
 async def test_strings_travel_as_json_and_as_bytes(device: Device) -> None:

@@ -7,11 +7,13 @@ import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from common.errors import Conflict, InvalidInput, NotFound
+from common.wire import Split
 from edge_agent import Device
 from edge_agent.identity import save_identity
 from tests.conftest import eventually
@@ -22,9 +24,15 @@ ROWS = np.zeros((2, 2048), np.int32)
 
 
 @pytest.fixture
-async def device(tmp_path: Path, real_models: tuple[Path, Path]) -> AsyncIterator[Device]:
+async def desk() -> AsyncIterator[ReleaseDesk]:
     desk = ReleaseDesk()
     await desk.start()
+    yield desk
+    await desk.stop()
+
+
+@pytest.fixture
+async def device(tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]) -> AsyncIterator[Device]:
     desk.order(desk.release("1.0.0", real_models[0].read_bytes()))
     data = tmp_path / "device"
     data.mkdir()
@@ -34,7 +42,6 @@ async def device(tmp_path: Path, real_models: tuple[Path, Path]) -> AsyncIterato
     await eventually(lambda: bool(device.models()), "the release is served")
     yield device
     await asyncio.to_thread(device.close)
-    await desk.stop()
 
 
 async def test_threads_and_coroutines_get_the_same_answer_as_callers_over_http(device: Device) -> None:
@@ -55,6 +62,25 @@ async def test_many_callers_of_both_kinds_are_all_answered(device: Device) -> No
     first = answers[0].outputs["target_label"]
     for answer in answers:
         np.testing.assert_allclose(answer.outputs["target_label"], first, rtol=1e-4, atol=1e-6)
+
+
+async def test_while_requests_are_divided_a_caller_says_who_shall_answer_it(
+    device: Device, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    inputs = {"bytes": ROWS[:1]}
+    assert device.infer(MODEL, inputs, side="candidate").version == "1.0.0", "there is no other side yet"
+    split = Split(share=0.5)
+    desk.order(desk.release("2.0.0", real_models[1].read_bytes(), split=split, probation_s=3600))
+    await eventually(lambda: len(device.models()) == 2, "the next release is on trial")
+    sides: tuple[tuple[Literal["candidate", "stable"], str], ...] = (("candidate", "2.0.0"), ("stable", "1.0.0"))
+    for side, version in sides:
+        here = await asyncio.to_thread(device.infer, MODEL, inputs, side=side)
+        there = await device.infer_async(MODEL, inputs, side=side)
+        assert here.version == there.version == version
+    callers = {key: {device.infer(MODEL, inputs, key=key).version for _ in range(3)} for key in map(str, range(20))}
+    assert all(len(versions) == 1 for versions in callers.values())
+    assert set().union(*callers.values()) == {"1.0.0", "2.0.0"}
+    assert device.status()["traffic"][MODEL]["candidate"]["requests"] >= 2
 
 
 async def test_wrong_input_is_named_and_costs_nothing(device: Device) -> None:

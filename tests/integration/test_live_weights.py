@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, save_model
 
 from common.ids import Digest, ModelName
-from edge_agent.inference.engine import Session
+from edge_agent.inference.engine import NOTHING, Beside, Session
 from edge_agent.inference.live import LiveModels
 from edge_agent.inference.optimised import OptimisedModels
 from edge_agent.inference.ort import OrtEngine, OrtSession
@@ -46,10 +46,11 @@ class Counting(OrtEngine):
     """ONNX Runtime that counts its loads and keeps its sessions."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.sessions: list[OrtSession] = []
 
-    def load(self, path: Path) -> OrtSession:
-        self.sessions.append(super().load(path))
+    def load(self, path: Path, beside: Beside = NOTHING) -> OrtSession:
+        self.sessions.append(super().load(path, beside))
         return self.sessions[-1]
 
 

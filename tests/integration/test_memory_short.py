@@ -8,6 +8,7 @@ import aiohttp
 import pytest
 
 from common.ids import Version
+from common.wire import Shadow
 from edge_agent.inference.http import inference_app
 from edge_agent.inference.listening import listen
 from edge_agent.inference.memory import Memory, needed
@@ -72,6 +73,49 @@ async def test_where_two_do_not_fit_the_old_release_is_stopped_for_the_new_one(
             async with http.post(f"{listener.url}/v2/models/{MODEL}/infer", json=body) as answer:
                 assert (answer.status, (await answer.json())["model_version"]) == (200, "2")
         await listener.close()
+
+
+def order_of(desk: ReleaseDesk, version: str, data: bytes, shadow: Shadow) -> bytes:
+    return desk.order(desk.release(version, data, shadow=shadow))
+
+
+async def test_where_one_fits_nothing_is_compared_and_the_report_says_so(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    one, two = (path.read_bytes() for path in real_models)
+    ram = Ram(1, len(one))
+    async with device_at(tmp_path, desk, memory=ram.memory()) as device:
+        ram.device = device
+        await device.executor.accept(desk.order(desk.release("1", one)))
+        await device.finished(1)
+        await device.executor.accept(order_of(desk, "2", two, Shadow(for_s=3600, agreement_min=0.99)))
+        update = await device.finished(2)
+        assert update.outcome == "succeeded"
+        assert update.shadow
+        assert (update.shadow.verdict, update.shadow.samples) == ("inconclusive", 0)
+        assert await device.ask() == ("2", True)
+
+
+async def test_where_one_fits_an_order_that_must_compare_fails_and_nothing_is_stopped(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
+) -> None:
+    one, two = (path.read_bytes() for path in real_models)
+    ram, engine = Ram(1, len(one)), HeldEngine()
+    async with device_at(tmp_path, desk, memory=ram.memory(), engine=engine) as device:
+        ram.device = device
+        await device.executor.accept(desk.order(desk.release("1", one)))
+        await device.finished(1)
+        must = Shadow(for_s=0.2, on_few="fail", samples_min=1)
+        await device.executor.accept(order_of(desk, "2", two, must))
+        update = await device.finished(2)
+        assert (update.outcome, update.reason) == ("failed", "shadow_inconclusive")
+        assert "so nothing was compared: loading needs about" in update.detail
+        assert (len(engine.sessions), engine.sessions[0].closed) == (1, False), "the old one was never stopped"
+        ram.sessions = 2  # and the release is not to blame: a newer order tries it again
+        await device.executor.accept(order_of(desk, "2", two, must))
+        await eventually(lambda: device.model and device.model.phase == "shadowing", "it is compared now")
+        assert await device.ask() == ("1", True)
+        assert (await device.finished(3)).outcome == "succeeded"
 
 
 async def test_a_new_release_that_fails_in_the_old_one_s_place_gives_it_back(

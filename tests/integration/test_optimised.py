@@ -11,7 +11,7 @@ from common.artifact.tensors import Array
 from common.clock import SystemClock
 from common.errors import Unavailable
 from common.ids import Digest, ModelName, Version
-from edge_agent.inference.engine import EngineFailure, Session
+from edge_agent.inference.engine import NOTHING, Beside, EngineFailure, Session
 from edge_agent.inference.optimised import DIGESTS_FILE, GRAPH_FILE, OptimisedModels
 from edge_agent.inference.ort import OrtEngine, OrtSession
 from edge_agent.inference.serving import ModelServer
@@ -33,6 +33,7 @@ class Counting(OrtEngine):
     """ONNX Runtime that counts its loads by kind."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.loads: list[str] = []
         self.extra = ""
 
@@ -40,9 +41,9 @@ class Counting(OrtEngine):
     def setup(self) -> str:
         return super().setup + self.extra
 
-    def load(self, path: Path) -> OrtSession:
+    def load(self, path: Path, beside: Beside = NOTHING) -> OrtSession:
         self.loads.append("plain")
-        return super().load(path)
+        return super().load(path, beside)
 
     def optimise(self, path: Path, target: Path) -> OrtSession:
         self.loads.append("optimise")
@@ -247,6 +248,15 @@ def test_a_bad_model_is_the_model_s_fault_and_no_memory_is_nobody_s(
         setting.loads(magika)
     monkeypatch.undo()
     assert setting.loads(magika) == ["optimised"], "the entry is as good as before"
+
+
+def test_two_models_of_one_release_are_two_entries(setting: Setting, tmp_path: Path) -> None:
+    one, two = adder(tmp_path / "1.onnx", 1), adder(tmp_path / "2.onnx", 2)
+    zeros, cache = {"x": np.zeros((1, 4), np.float32)}, setting.cache()
+    for path, number in ((one, 1.0), (two, 2.0)):
+        session = cache.load(MODEL, path, ONE)
+        assert session.run(zeros, ["y"])["y"].tolist() == [[number] * 4]
+        session.close()
 
 
 def test_small_models_are_not_worth_two_files(setting: Setting, tmp_path: Path) -> None:

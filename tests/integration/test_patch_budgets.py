@@ -17,8 +17,8 @@ import pytest
 from msgspec.structs import replace
 
 from common import delta
+from common.artifact import ArtifactRef, ReleaseManifest, TensorSpec, Variant
 from common.artifact.digest import digest_of
-from common.artifact.manifest import ArtifactRef, ReleaseManifest, TensorSpec, Variant
 from common.artifact.source import BytesSource
 from common.delta import CODECS
 from common.ids import DeviceId, ModelName, ReleaseRef, Version

@@ -20,7 +20,7 @@ from common.errors import Unavailable
 from common.ids import DeviceId, ModelName, ReleaseRef, Version
 from common.observability import traceparent_of
 from common.trust import Signer, verify
-from common.wire import DesiredState, decode
+from common.wire import DesiredState, Shadow, Split, decode
 from common.wire.messages import DESIRED_PAYLOAD_TYPE
 from controller.devices import Device
 from controller.intake import apply_heartbeat, apply_presence, apply_reported
@@ -33,6 +33,8 @@ from controller.rollouts.model import (
     Rollout,
     RolloutSpec,
     RolloutState,
+    ShadowSpec,
+    SplitSpec,
 )
 from controller.store.port import Order, Patch, Release, Transaction
 from controller.store.sql import SqlStore, open_store
@@ -328,6 +330,23 @@ async def test_devices_that_may_not_wait_fail_when_they_would_exceed_their_budge
     rollout = await world.until(RolloutState.ROLLED_BACK)
     assert "over_budget" in rollout.reason
     assert all(device.running == V1 for device in world.fleet.values())
+
+
+async def test_a_release_is_compared_and_shared_on_its_way_in_and_what_it_replaced_is_not_on_its_way_back(
+    store: SqlStore,
+) -> None:
+    world = await harbour(store)
+    terms = {"shadow": ShadowSpec(for_s=60), "split": SplitSpec(share=0.1)}
+    await world.create(max_bytes=500, on_exceed="fail", phases=PHASES, **terms)
+    await world.until(RolloutState.ROLLED_BACK)
+    there, back = world.orders_of(V2), world.orders_of(V1)
+    assert there
+    for order in there:
+        assert order.models[0].shadow == Shadow(for_s=60)
+        assert order.models[0].split == Split(share=0.1)
+    late = [order for order in back if order.generation > min(one.generation for one in there)]
+    assert late
+    assert not any(order.models[0].shadow or order.models[0].split for order in late)
 
 
 async def test_a_preview_counts_devices_and_bytes_and_writes_nothing(store: SqlStore) -> None:

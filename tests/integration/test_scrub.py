@@ -75,6 +75,7 @@ async def test_a_file_that_went_bad_is_mended_under_the_release_that_serves(
         assert await answer(device) == ("2", 2.0)
         assert device.model
         assert (device.model.running, device.model.detail) == ("2", "")
+        assert device.executor._parts.findings.take() == (1, 1)
         assert not list((tmp_path / "downloads").iterdir())
         again = desk.asked.total()
         await scrub(device).look()

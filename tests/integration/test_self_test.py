@@ -18,9 +18,10 @@ from common.artifact.tensors import Array
 from common.clock import SystemClock
 from common.ids import Version
 from common.wire import DesiredModel
+from edge_agent.inference.engine import NOTHING, Beside
 from edge_agent.inference.niced import NICE
 from edge_agent.inference.ort import OrtEngine, OrtSession
-from edge_agent.inference.selftest import LATENCY_RUNS, SamplesFile
+from edge_agent.inference.selftest import LATENCY_RUNS, SamplesFile, SelfTestFailed
 from edge_agent.inference.serving import ModelServer
 from edge_agent.inference.trial import WARM_UP_RUNS
 from edge_agent.telemetry.recorder import Recorder
@@ -28,7 +29,7 @@ from edge_agent.update.outcomes import SLOW_TRIES_MAX
 from tests.conftest import eventually
 from tests.integration.agent_bench import Device, device_at
 from tests.integration.release_desk import MODEL, ONNX_FILE, ReleaseDesk, fails_on
-from tests.integration.small_models import X, Y, adder
+from tests.integration.small_models import X, Y, adder, endless_unless_zero
 
 OUTPUT = "target_label"
 NEAR = Close(rtol=1e-3, atol=1e-3)
@@ -97,7 +98,7 @@ class Swapped(OrtEngine):
     def __init__(self, other: Path) -> None:
         self._other = other
 
-    def load(self, path: Path) -> OrtSession:
+    def load(self, path: Path, beside: Beside = NOTHING) -> OrtSession:
         assert path.name == ONNX_FILE
         return super().load(self._other)
 
@@ -306,7 +307,7 @@ class WatchedEngine(OrtEngine):
     def __init__(self) -> None:
         self.seen: list[int] = []
 
-    def load(self, path: Path) -> Watched:  # type: ignore[override]  # the port is Session; the base names its own
+    def load(self, path: Path, beside: Beside = NOTHING) -> Watched:  # type: ignore[override]  # a Session
         return Watched(super().load(path), self.seen)
 
 
@@ -323,4 +324,15 @@ async def test_answers_are_checked_out_of_the_way_and_time_is_taken_as_a_caller_
     mine = os.getpriority(os.PRIO_PROCESS, 0)
     assert engine.seen == [NICE] * (WARM_UP_RUNS + 1) + [mine]
     await server.discard(candidate)
+    await server.close()
+
+
+async def test_a_model_that_loops_on_a_sample_is_stopped_and_rejected(tmp_path: Path) -> None:
+    server = ModelServer(OrtEngine(), Recorder(0.0), SystemClock(), run_s_max=3.0)
+    one = np.ones((1, 4), np.float32)
+    (tmp_path / SAMPLES_FILE).write_bytes(encode_samples([Sample("one", {"x": one}, {"y": one})]))
+    terms = SelfTest(samples=SAMPLES_FILE, count=1, rules={"y": NEAR})
+    samples = SamplesFile(tmp_path / SAMPLES_FILE, terms)
+    with pytest.raises(SelfTestFailed, match="sample 'one'"):
+        await server.prepare(MODEL, Version("1"), endless_unless_zero(tmp_path / "m.onnx"), X, Y, samples=samples)
     await server.close()

@@ -90,7 +90,7 @@ async def test_competing_callers_share_batches_and_each_gets_its_own_answer(benc
 async def test_rows_are_joined_only_after_real_requests_gave_the_same_answers_alone(bench: Bench) -> None:
     await serve(bench, lambda path: adder(path, 10))
     await burst(bench, 1.0, 2.0)
-    assert bench.engine.rows == [1, 1, 2], "answered alone, then once more together to compare"
+    await eventually(lambda: bench.engine.rows == [1, 1, 2], "answered alone, then once more together to compare")
 
 
 async def test_a_model_whose_rows_depend_on_each_other_is_never_batched(bench: Bench) -> None:
@@ -224,4 +224,34 @@ async def test_a_model_that_loops_for_ever_on_one_input_is_stopped_and_others_ar
         await endless
     with pytest.raises(EngineFailure, match="terminate"):
         await asyncio.to_thread(bench.server.infer_here, MODEL, None, {"x": np.ones((1, 4), np.float32)})
+    await bench.server.close()
+
+
+async def test_telemetry_tells_runs_waits_and_those_who_never_ran(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, workers=1, queue=4)
+    await serve(bench, lambda path: adder(path, 10))
+    await ask(bench, 1.0)
+    (before,) = bench.recorder.cut(1.0)
+    assert (before.run_counts, before.run_rows) == ((1, 0, 0, 0, 0, 0, 0, 0), 1)
+    assert sum(before.queue_counts or ()) == 1
+    assert (before.refused, before.expired, before.cancelled) == (0, 0, 0)
+
+    terms: list[dict[str, float]] = [{"timeout_s": 0.0001}, {}, {}, {}, {}, {}]
+    arrived = bench.engine.arrived
+    bench.engine.open.clear()
+    first = asyncio.create_task(ask(bench, 0.0))
+    await eventually(lambda: bench.engine.arrived > arrived, "the core is busy")
+    tasks = [asyncio.create_task(ask(bench, 1.0, **each)) for each in terms]
+    await asyncio.sleep(0.01)
+    tasks[1].cancel()
+    await asyncio.sleep(0)
+    bench.engine.open.set()
+    outcomes = await asyncio.gather(first, *tasks, return_exceptions=True)
+    assert sum(isinstance(outcome, Overloaded) for outcome in outcomes) == 2, "four may wait"
+    assert isinstance(outcomes[1], DeadlineExceeded)
+    (window,) = bench.recorder.cut(2.0)
+    assert (window.refused, window.expired, window.cancelled) == (2, 1, 1)
+    assert window.requests == sum(window.latency_counts) == sum(window.queue_counts or ()) == 3
+    assert window.run_rows >= 3
+    assert window.queue_max_s <= window.queue_sum_s
     await bench.server.close()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from common.errors import StorageFull
 from common.ids import ModelName, Version
-from common.wire import TelemetryWindow
+from common.wire import DeviceWindow, TelemetryWindow
 from edge_agent.telemetry.spool import Spool
 
 WRITER = """
@@ -45,7 +45,7 @@ def window(number: int) -> TelemetryWindow:
 
 
 def numbers(spool: Spool, limit: int = 1_000_000) -> list[int]:
-    return [spooled.window.requests for spooled in spool.peek(limit)]
+    return [entry.window.requests for entry in spool.peek(limit) if isinstance(entry.window, TelemetryWindow)]
 
 
 @pytest.fixture
@@ -99,6 +99,24 @@ def test_the_cap_in_bytes_throws_the_oldest_away(path: Path) -> None:
         spool.add([window(number)])
     assert numbers(spool) == list(range(190, 200))
     assert spool.lost == 90
+    spool.close()
+
+
+def test_windows_of_releases_and_of_the_device_come_out_as_they_went_in(path: Path) -> None:
+    device = DeviceWindow(started_at=0.0, ended_at=1.0, cpu_s=0.5, rss_bytes=10, windows_lost=3, files_bad=1)
+    spool = Spool(path)
+    spool.add([window(1), device])
+    assert [entry.window for entry in spool.peek(9)] == [window(1), device]
+    spool.close()
+
+
+def test_what_is_taken_at_once_keeps_within_bytes_and_is_never_nothing(path: Path) -> None:
+    one = len(msgspec.json.encode(window(100)))
+    spool = Spool(path)
+    spool.add([window(number) for number in range(100, 110)])
+    assert len(spool.peek(100, 3 * one)) == 3
+    assert len(spool.peek(2, 3 * one)) == 2
+    assert [entry.size for entry in spool.peek(100, 1)] == [one], "one that is larger than the limit must go out alone"
     spool.close()
 
 

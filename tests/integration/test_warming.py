@@ -6,8 +6,9 @@ import numpy as np
 from onnx import TensorProto
 
 from common.artifact import TensorSpec
-from edge_agent.inference.batching import BATCH_BYTES_MAX
 from edge_agent.inference.loaded import Runs
+from edge_agent.inference.scheduling import BATCH_BYTES_MAX
+from edge_agent.inference.tensors import synthetic
 from edge_agent.inference.warming import SIZES_MAX, sizes_in_use, warm
 from tests.integration.small_models import MODEL, Bench, X, Y, adder, identity
 
@@ -46,7 +47,7 @@ def test_a_model_without_rows_is_left_alone(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     session = bench.engine.load(adder(tmp_path / "a.onnx", 1))
     fixed = TensorSpec("x", "FP32", (2, 4)), TensorSpec("y", "FP32", (2, 4))
-    assert warm(session, fixed[:1], fixed[1:], ran((8, 9))) == 0
+    assert warm(session, fixed[:1], fixed[1:], synthetic(fixed[:1]), ran((8, 9))) == 0
     assert bench.engine.rows == []
     session.close()
 
@@ -55,6 +56,6 @@ def test_a_batch_that_fails_is_no_verdict(tmp_path: Path) -> None:
     one_row_only = identity(tmp_path / "i.onnx", TensorProto.FLOAT, (1, 4))
     bench = Bench(tmp_path)
     session = bench.engine.load(one_row_only)
-    assert warm(session, X, Y, ran((8, 9))) == 1
+    assert warm(session, X, Y, synthetic(X), ran((8, 9))) == 1
     assert bench.engine.rows == [8]
     session.close()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.ids import ModelName, Version
-from common.wire import LATENCY_BOUNDS_S
+from common.wire import LATENCY_BOUNDS_S, RUN_ROWS_BOUNDS, NotRun
 from edge_agent.telemetry.recorder import Recorder
 
 
@@ -52,6 +52,34 @@ def test_windows_add_up_to_what_happened(requests: list[Request]) -> None:
             below = sum(sum(window.latency_counts[: index + 1]) for window in own)
             assert below == sum(latency <= bound for latency in answered)
     assert all(window.requests > 0 for window in windows)
+
+
+RUNS = st.tuples(st.integers(1, 100), st.lists(st.floats(0, 20) | st.sampled_from(LATENCY_BOUNDS_S), max_size=8))
+
+
+@given(st.lists(RUNS, max_size=30), st.lists(st.sampled_from(["refused", "expired", "cancelled"]), max_size=9))
+def test_every_run_is_in_the_bucket_of_its_rows_and_every_wait_in_that_of_its_time(
+    runs: list[tuple[int, list[float]]], left: list[NotRun]
+) -> None:
+    recorder = Recorder(0.0)
+    for rows, waits in runs:
+        recorder.ran(ModelName("m"), Version("1"), rows, 0.5, waits)
+    for why in left:
+        recorder.not_run(ModelName("m"), Version("1"), why)
+    windows = recorder.cut(1.0)
+    assert len(windows) == bool(runs or left)
+    if windows:
+        (window,) = windows
+        waited = [wait for _, waits in runs for wait in waits]
+        assert (window.run_rows, window.run_sum_s) == (sum(rows for rows, _ in runs), 0.5 * len(runs))
+        assert (window.queue_sum_s, window.queue_max_s) == (sum(waited), max(waited, default=0.0))
+        for index, bound in enumerate(RUN_ROWS_BOUNDS):
+            assert sum((window.run_counts or (0,) * 8)[: index + 1]) == sum(rows <= bound for rows, _ in runs)
+        for index, bound_s in enumerate(LATENCY_BOUNDS_S):
+            assert sum((window.queue_counts or (0,) * 17)[: index + 1]) == sum(wait <= bound_s for wait in waited)
+        assert [window.refused, window.expired, window.cancelled] == [
+            left.count("refused"), left.count("expired"), left.count("cancelled"),
+        ]  # fmt: skip
 
 
 @given(st.lists(st.integers(0, 3), max_size=20))

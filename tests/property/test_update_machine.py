@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from common.wire import DesiredModel, OnExceed
+from common.wire import DesiredModel, OnExceed, Shadow, Split
 from edge_agent.slots import SLOTS
 from edge_agent.update import Slot, Stage, step
 from edge_agent.update import events as ev
@@ -20,7 +20,12 @@ VERSIONS = st.integers(1, 3)
 BUDGETS = (None, None, 50, 400, 1200, 2150)
 """In bytes: for any way, nothing, offers alone, one whole file, and both but no byte twice."""
 ON_EXCEED: tuple[OnExceed, ...] = ("defer", "fail")
-OUTCOMES = ("good", "good", "good", "transient", "wrong", "manifest", "refused", "slow", "unhealthy", "quiet")
+SHADOWS = (None, Shadow(for_s=5.0), Shadow(for_s=5.0, agreement_min=0.9), Shadow(for_s=5.0, on_few="fail"))
+SPLITS = (None, None, Split(share=0.1), Split(share=0.5))
+PROBATIONS_S = (10.0, 20.0)
+OUTCOMES = (
+    "good", "good", "good", "transient", "wrong", "manifest", "refused", "slow", "unhealthy", "quiet", "disagrees",
+)  # fmt: skip
 FAST = settings(
     max_examples=200,
     stateful_step_count=30,
@@ -48,12 +53,24 @@ class Updates(RuleBasedStateMachine):
         ways=st.sets(st.sampled_from(WAYS)),
         budget=st.sampled_from(BUDGETS),
         on_exceed=st.sampled_from(ON_EXCEED),
+        shadow=st.sampled_from(SHADOWS),
+        probation_s=st.sampled_from(PROBATIONS_S),
+        split=st.sampled_from(SPLITS),
     )
     def a_newer_order(
-        self, version: int, base: int | None, ways: set[str], budget: int | None, on_exceed: OnExceed
+        self,
+        version: int,
+        base: int | None,
+        ways: set[str],
+        budget: int | None,
+        on_exceed: OnExceed,
+        shadow: Shadow | None,
+        split: Split | None,
+        probation_s: float,
     ) -> None:
         self.orders += 1
-        target = target_of(version, self.orders, base=base, ways=ways, max_bytes=budget, on_exceed=on_exceed)
+        terms = {"max_bytes": budget, "on_exceed": on_exceed, "shadow": shadow, "split": split}
+        target = target_of(version, self.orders, base=base, ways=ways, probation_s=probation_s, **terms)  # type: ignore[arg-type]
         order_to(self.world, target)
 
     @precondition(lambda self: self.orders > 0)
@@ -69,7 +86,7 @@ class Updates(RuleBasedStateMachine):
     @precondition(lambda self: self.world.pending is not None)
     @rule()
     def all_goes_well_for_a_while(self) -> None:
-        for _ in range(4):
+        for _ in range(5):
             self.world.finish_work("good")
 
     @rule()
@@ -103,6 +120,14 @@ class Updates(RuleBasedStateMachine):
     @rule(tight=st.booleans())
     def memory_changes(self, tight: bool) -> None:
         self.world.shrink(tight=tight)
+
+    @rule(version=VERSIONS)
+    def a_plugin_is_uninstalled(self, version: int) -> None:
+        self.world.lose_plugin(version)
+
+    @rule()
+    def plugins_are_installed(self) -> None:
+        self.world.find_plugin()
 
     @rule(version=VERSIONS)
     def the_device_is_too_slow(self, version: int) -> None:
@@ -149,18 +174,22 @@ def any_target(order: int, chance: random.Random) -> DesiredModel:
         ways=[way for way in WAYS if chance.random() < 0.5],
         max_bytes=chance.choice(BUDGETS),
         on_exceed=chance.choice(ON_EXCEED),
+        shadow=chance.choice(SHADOWS),
+        split=chance.choice(SPLITS),
+        probation_s=chance.choice(PROBATIONS_S),
     )
 
 
-def until_nothing_answers(world: World) -> int:
-    """Release 1 runs, 3 was refused, and 2 is being loaded in the place of 1; how many orders that took."""
+def until_nothing_answers(world: World, orders: int) -> int:
+    """Release 1 runs, 3 was refused, and 2 is being loaded in the place of 1; the last order's number."""
     for version, outcome, end in ((1, "good", Stage.IDLE), (3, "refused", Stage.FAILED), (2, "good", Stage.REPLACING)):
         world.shrink(tight=end is Stage.REPLACING)
-        order_to(world, target_of(version, (1, 3, 2).index(version) + 1))
+        orders += 1
+        order_to(world, target_of(version, orders))
         for _ in range(20):  # a machine that is wrong on purpose may never get there
             if world.journal.stage is not end:
                 world.finish_work(outcome if world.journal.stage is Stage.WARMING else "good")
-    return 3
+    return orders
 
 
 def trouble_while_nothing_answers(world: World, orders: int, chance: random.Random) -> None:
@@ -170,24 +199,37 @@ def trouble_while_nothing_answers(world: World, orders: int, chance: random.Rand
         case 2:
             orders_of = {one: world.convicted.get(fingerprint(target_of(one, 1)), 0) for one in (1, 2, 3)}
             wanted = max(orders_of, key=orders_of.__getitem__) if chance.random() < 0.5 else chance.randint(1, 3)
-            order_to(world, target_of(wanted, orders_of[wanted] or chance.randint(1, orders)))
+            number = orders_of[wanted] or chance.randint(1, orders)
+            order_to(world, target_of(wanted, number, shadow=chance.choice(SHADOWS)))
         case 3:
             world.die()
         case 4:
             world.happen(lambda at: ev.Withdrawn(at=at))
 
 
+def until_one_serves(world: World) -> int:
+    order_to(world, target_of(1, 1))
+    for _ in range(20):
+        world.finish_work("good")
+    return 1
+
+
 def walk(world: World, chance: random.Random) -> None:
-    """A random life of a device, troubles first, then none."""
-    orders = until_nothing_answers(world) if chance.random() < 0.1 else 0
-    world.shrink(tight=chance.random() < (0.9 if orders else 0.2))
+    """A random life of a device, troubles first, then none. About every other one begins with a release that serves."""
+    orders = chance.choice([0, 1]) and until_one_serves(world)
+    if chance.random() < 0.1:
+        orders = until_nothing_answers(world, orders)
+    world.shrink(tight=chance.random() < (0.9 if world.journal.stage is Stage.REPLACING else 0.2))
     for _ in range(chance.randint(3, 20)):
         draw = chance.random()
         if world.journal.stage is Stage.REPLACING and chance.random() < 0.6:
             trouble_while_nothing_answers(world, orders, chance)
-        elif draw < 0.6 and world.pending is not None:
+            continue
+        if isinstance(world.pending, ev.Mirror) and draw > 0.3:  # that takes long, so much else may happen
+            draw = chance.uniform(0.7, 1.0)
+        if draw < 0.6 and world.pending is not None:
             world.finish_work(chance.choice(OUTCOMES))
-        elif draw < 0.8:
+        elif draw < 0.75:
             orders += 1
             order_to(world, any_target(orders, chance))
         elif draw < 0.88 and orders:
@@ -202,7 +244,11 @@ def walk(world: World, chance: random.Random) -> None:
             world.change_engine(chance.randint(1, 3))
         elif draw < 0.94:
             world.slow_down(chance.randint(1, 3))
+        elif draw < 0.945:
+            world.lose_plugin(chance.randint(1, 3))
         elif draw < 0.95:
+            world.find_plugin()
+        elif draw < 0.955:
             world.shrink(tight=chance.random() < 0.7)
         elif draw < 0.965:
             world.fuse = chance.randint(0, 4)

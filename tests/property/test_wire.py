@@ -6,10 +6,13 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from common.artifact import ArtifactRef, digest_of
 from common.errors import FerryError, InvalidInput, TooLarge
 from common.ids import DEVICE_ID, DeviceId, ModelName, Version
+from common.monitoring.reference import EDGES_MAX
+from common.monitoring.sketch import FEATURES_MAX, FeatureCounts, Sketch
 from common.wire import (
     Capabilities,
     Chunk,
@@ -17,6 +20,7 @@ from common.wire import (
     DesiredFile,
     DesiredModel,
     DesiredState,
+    DeviceWindow,
     Heartbeat,
     JoinString,
     Kind,
@@ -26,6 +30,11 @@ from common.wire import (
     Presence,
     ReportedModel,
     ReportedState,
+    Shadow,
+    ShadowReport,
+    SideReport,
+    Split,
+    SplitReport,
     Telemetry,
     TelemetryWindow,
     Topic,
@@ -36,6 +45,7 @@ from common.wire import (
     filters_for_device,
 )
 from common.wire.codec import BYTES_MAX
+from edge_agent.conversation import WINDOWS_BYTES_MAX
 
 DEVICE = DeviceId("dev-1")
 DIGEST = digest_of(b"x")
@@ -123,7 +133,123 @@ EXAMPLES: list[Message] = [
 ]
 
 
-@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+_REPORT = ShadowReport(
+    verdict="pass",
+    samples=40,
+    agreed=39,
+    dropped=2,
+    live=SideReport(requests=41, errors=1, latency_s=0.01),
+    candidate=SideReport(requests=41, errors=2, latency_s=0.02),
+)
+_ORDER, _TOLD = EXAMPLES[3], EXAMPLES[4]
+assert isinstance(_ORDER, DesiredState)
+assert isinstance(_TOLD, ReportedState)
+TRAFFIC: list[Message] = [
+    replace(
+        _ORDER,
+        models=(
+            replace(
+                _ORDER.models[0],
+                shadow=Shadow(for_s=600, share=0.1, agree="top1", agreement_min=0.98, samples_min=50, on_few="fail"),
+                split=Split(share=0.25, header="X-Model-Side", key="X-Caller"),
+            ),
+        ),
+    ),
+    replace(
+        _TOLD,
+        models=(
+            ReportedModel(
+                model=ModelName("m"),
+                running=Version("1"),
+                artifact=DIGEST,
+                phase="shadowing",
+                target=Version("2"),
+                generation=2,
+                shadow=_REPORT,
+                last_update=UpdateReport(
+                    generation=1,
+                    version=Version("1"),
+                    outcome="succeeded",
+                    shadow=_REPORT,
+                    split=SplitReport(candidate=SideReport(requests=3), stable=SideReport()),
+                ),
+            ),
+        ),
+    ),
+]
+"""With what an order may say about requests, and what was found."""
+
+
+FULL_TELEMETRY = Telemetry(
+    device=DEVICE,
+    epoch=1,
+    seq=3,
+    sent_at=2.5,
+    windows=(
+        TelemetryWindow(
+            model=ModelName("m"),
+            version=Version("1"),
+            started_at=1,
+            ended_at=2,
+            requests=3,
+            errors=1,
+            latency_counts=(0, 3, *(0,) * 15),
+            latency_sum_s=0.1,
+            queue_counts=(2, 1, *(0,) * 15),
+            queue_sum_s=0.002,
+            queue_max_s=0.001,
+            run_counts=(1, 1, *(0,) * 6),
+            run_rows=3,
+            run_sum_s=0.09,
+            refused=4,
+            expired=5,
+            cancelled=6,
+            labelled=2,
+            correct=1,
+            sketch=Sketch(
+                reference=DIGEST,
+                observations=2,
+                features=(FeatureCounts((1, 2, 3, 0), -0.5, 7.25), FeatureCounts((4, 5))),
+            ),
+        ),
+    ),
+    device_windows=(
+        DeviceWindow(
+            started_at=1,
+            ended_at=2,
+            cpu_s=0.25,
+            rss_bytes=100,
+            pss_bytes=60,
+            windows_lost=7,
+            files_bad=2,
+            files_mended=1,
+        ),
+    ),
+)
+
+
+def test_telemetry_with_everything_survives_the_trip() -> None:
+    assert decode(encode(FULL_TELEMETRY), Telemetry) == FULL_TELEMETRY
+
+
+def test_the_largest_window_there_can_be_fits_into_a_message() -> None:
+    cells, most = EDGES_MAX + 3, 2**53 - 1
+    largest = FeatureCounts((most,) * cells, -1.7976931348623157e308, 1.7976931348623157e308)
+    plain = FULL_TELEMETRY.windows[0]
+    window = msgspec.structs.replace(
+        plain,
+        model=ModelName("m" * 64),
+        version=Version("1" * 64),
+        latency_counts=(most,) * 17,
+        queue_counts=(most,) * 17,
+        run_counts=(most,) * 8,
+        sketch=Sketch(reference=DIGEST, observations=most, features=(largest,) * FEATURES_MAX),
+    )
+    assert len(msgspec.json.encode(window)) < WINDOWS_BYTES_MAX
+    assert encode(msgspec.structs.replace(FULL_TELEMETRY, windows=(window,)))
+
+
+@pytest.mark.parametrize("message", EXAMPLES + TRAFFIC, ids=lambda message: type(message).__name__)
 def test_every_message_survives_the_trip(message: Message) -> None:
     assert decode(encode(message), type(message)) == message
 
@@ -132,7 +258,7 @@ def test_every_message_type_has_an_example_and_a_limit() -> None:
     assert {type(message) for message in EXAMPLES} == set(BYTES_MAX)
 
 
-@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+@pytest.mark.parametrize("message", EXAMPLES + TRAFFIC, ids=lambda message: type(message).__name__)
 def test_every_truncation_is_a_named_error(message: Message) -> None:
     data = encode(message)
     for length in range(len(data)):

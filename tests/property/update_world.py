@@ -9,11 +9,23 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from common.artifact import ArtifactRef, digest_of
 from common.ids import Digest, ModelName, Version
-from common.wire import DesiredFile, DesiredModel, OnExceed, PartsOffer, PatchOffer
+from common.wire import (
+    DesiredFile,
+    DesiredModel,
+    OnExceed,
+    PartsOffer,
+    PatchOffer,
+    Shadow,
+    ShadowReport,
+    SideReport,
+    Split,
+)
+from common.wire.traffic import OnFew
 from edge_agent.update import (
     FromHeld,
     FromParts,
@@ -35,6 +47,7 @@ from edge_agent.update.state import files_of, fingerprint
 MODEL = ModelName("kinds")
 CODEC = "known.1"
 WAYS = ("patch", "chain", "parts")
+TRYING = frozenset({Stage.WARMING, Stage.SHADOWING, Stage.REPLACING, Stage.SWITCHING, Stage.PROBATION})
 Machine = Callable[[ModelState, ev.Event], Step]
 
 
@@ -55,6 +68,9 @@ def target_of(
     ways: Collection[str] = ("patch",),
     max_bytes: int | None = None,
     on_exceed: OnExceed = "defer",
+    shadow: Shadow | None = None,
+    split: Split | None = None,
+    probation_s: float = 10.0,
 ) -> DesiredModel:
     """An order for release `version`, with offers of these `ways` from the ONNX file of release `base`.
 
@@ -69,9 +85,11 @@ def target_of(
         manifest=ref_of(f"manifest {version}", 100),
         files=(model, DesiredFile(name="weights.bin", artifact=ref_of(f"weights {version % 2}"))),
         order=order,
-        probation_s=10.0,
+        probation_s=probation_s,
         max_bytes=max_bytes,
         on_exceed=on_exceed,
+        shadow=shadow or UNSET,
+        split=split or UNSET,
     )
 
 
@@ -120,6 +138,8 @@ class World:
         """The budget in the newest order for these files."""
         self.unloadable: set[Digest] = set()
         """What the engine of this device refuses (any more)."""
+        self.lacking: set[Digest] = set()
+        """What needs a plug-in that this device has not got at the moment."""
         self.too_slow: set[Digest] = set()
         """What this device is too slow for, for good."""
         self.slow_tries: Counter[float] = Counter()
@@ -129,9 +149,19 @@ class World:
         """Times the installed release was taken out of memory."""
         self.alone = False
         """The candidate answers, and what was installed before it is not in memory."""
+        self.warm = False
+        """A candidate is in memory and does not answer yet."""
+        self.compared: set[float] = set()
+        """Updates whose candidate was compared on live requests and not refused for it."""
+        self.too_few: set[float] = set()
+        """Updates that had to fail because there were too few requests to compare."""
+        self.split: Split | None = None
+        """How the requests are divided now."""
         self.arrows: set[tuple[Stage, type[ev.Event], Stage]] = set()
         """Every move that was seen."""
         self._orders_seen = 0
+        self._line: Counter[Digest] = Counter()
+        """What crossed the network in this try to fetch, and what an earlier one had no time to tell."""
 
     # What happens.
 
@@ -140,11 +170,13 @@ class World:
         self.now += 1.0
         convicted, wrong, proven = dict(self.convicted), self.wrong_downloads.copy(), set(self.proven)
         wasted, too_dear, slow = self.wasted.copy(), set(self.too_dear), self.slow_tries.copy()
+        compared, too_few = set(self.compared), set(self.too_few)
         try:
             event = make(self.now)
             if self.fuse == 0:  # it dies before it can write down what happened: nobody will ever know
                 self.convicted, self.wrong_downloads, self.proven = convicted, wrong, proven
                 self.wasted, self.too_dear, self.slow_tries = wasted, too_dear, slow
+                self.compared, self.too_few = compared, too_few
             self._handle(event)
         except Died:
             self.die()
@@ -152,11 +184,12 @@ class World:
 
     def die(self, *, clean: bool = False) -> None:
         """The process ends and is started again. Memory is lost, the disk is not."""
-        trying = self.journal.stage in {Stage.WARMING, Stage.REPLACING, Stage.SWITCHING, Stage.PROBATION}
+        trying = self.journal.stage in TRYING
         self.deaths[self.journal.started_at] += trying and not clean
         if self.deaths[self.journal.started_at] == STRIKES_MAX:
             self._convict()
-        self.fuse = self.serving = self.fallback = self.pending = None
+        self.fuse = self.serving = self.fallback = self.pending = self.split = None
+        self.warm = self.alone = False
         previous = self.journal.previous
         self._sweep()
         if previous is not None and self.disk.get(previous.slot) != previous.files:
@@ -173,6 +206,15 @@ class World:
         """The program is started anew with an engine that refuses a release."""
         self.unloadable.add(ref_of(f"model {version}").digest)
         self.die(clean=True)
+
+    def lose_plugin(self, version: int) -> None:
+        """The program is started anew without something that a release needs."""
+        self.lacking.add(ref_of(f"model {version}").digest)
+        self.die(clean=True)
+
+    def find_plugin(self) -> None:
+        """Everything is installed again."""
+        self.lacking.clear()
 
     def slow_down(self, version: int) -> None:
         """The device has other work that leaves a release too little."""
@@ -207,8 +249,11 @@ class World:
                 if outcome == "wrong" or self._useless(sources):
                     return self._wrong(target, sources, at) or self._lost(target, sources, at)
                 return self._build(target, sources, slot, at)
+            case ev.Warm() if target.artifact.digest in self.lacking:
+                return ev.Interrupted(at=at, code="plugin_missing", detail="")
             case ev.Warm():
                 if self.tight and self.serving is not None:
+                    self._must_not_go_on()
                     return ev.NoRoomBeside(at=at, detail="no room for two")
                 if outcome == "wrong" and self.journal.stage is Stage.REPLACING:
                     return self._rotten(effect.candidate.slot, at)
@@ -217,9 +262,14 @@ class World:
                     return ev.ModelRefused(at=at, code="model_rejected", detail="")
                 if outcome == "slow" or target.artifact.digest in self.too_slow:
                     return self._slow(at)
+                if self.serving is None:
+                    self._must_not_go_on()
+                self.warm = True
                 return ev.Warmed(at=at)
+            case ev.Mirror(terms=terms):
+                return self._compare(terms, outcome, at)
             case ev.Watch():
-                return self._verdict(outcome, lambda verdict: ev.HealthChecked(at=at, verdict=verdict, elapsed_s=11.0))
+                return self._verdict(outcome, lambda verdict: ev.HealthChecked(at=at, verdict=verdict, elapsed_s=21.0))
             case ev.Probe():
                 return self._verdict(outcome, lambda verdict: ev.Probed(at=at, verdict=verdict))
             case _:
@@ -227,15 +277,15 @@ class World:
 
     def _fetch(self, target: DesiredModel, outcome: str, at: float) -> ev.WorkEnded:
         """As the executor does it: choose with what is on the disk, and tell what crossed the network."""
-        plan, told = self._plan(target), self.journal.tally
+        plan, untold = self._plan(target), self.journal.tally.uncounted(self._here(target))
+        self._line = Counter(untold)
         if isinstance(plan, TooDear):
             if target.on_exceed == "fail":
                 self.too_dear.add(self.journal.started_at)
             event: ev.WorkEnded = ev.OverBudget(at=at, needs=plan.needs, budget=plan.budget)
         else:
             event = self._follow(plan, target, outcome, at)
-        uncounted = told.uncounted(self._here(target))
-        return replace(event, spent=event.spent.plus(Tally(downloads=uncounted)))
+        return replace(event, spent=Tally(downloads=dict(self._line)))
 
     def _follow(self, plan: Plan, target: DesiredModel, outcome: str, at: float) -> ev.WorkEnded:
         held = self._held()
@@ -269,6 +319,7 @@ class World:
         target = self.journal.target
         assert target is not None
         self.downloads[name] += size
+        self._line[name] += size
         self.moved[self.journal.started_at] += size
         budget = self.budgets[fingerprint(target)]
         spent = self.moved[self.journal.started_at] + self.wasted[self.journal.started_at]
@@ -318,12 +369,10 @@ class World:
             return None
         name = min(whole)
         began, size = self.journal.started_at, self.downloads.pop(name)
-        # Bytes that nobody has counted yet are told now, for their file is gone.
-        told = self.journal.tally.downloads.get(name, 0)
         self.moved[began] -= size
         self.wasted[began] += size
         self._count_wrong()
-        return ev.Corrupted(at=at, detail="", spent=Tally(downloads={name: max(0, size - told)}))
+        return ev.Corrupted(at=at, detail="")
 
     def _lost(self, target: DesiredModel, sources: Sources, at: float) -> ev.Event:
         """A slot that a file should be copied from has gone bad."""
@@ -355,6 +404,32 @@ class World:
         if self.slow_tries[began] == SLOW_TRIES_MAX:
             self._convict()
         return ev.TooSlow(at=at, detail="")
+
+    def _must_not_go_on(self) -> None:
+        """Memory holds one release: an order that takes none without a comparison has to fail."""
+        if self._unseen() and self._asked() == "fail":
+            self.too_few.add(self.journal.started_at)
+
+    def _unseen(self) -> bool:
+        return self.journal.started_at not in self.compared
+
+    def _asked(self) -> OnFew | None:
+        """What the order says of too few comparisons; None where there is nothing to compare."""
+        target = self.journal.target
+        terms = (target and target.shadow) or None
+        return terms.on_few if terms and self.journal.installed is not None else None
+
+    def _compare(self, terms: Shadow, outcome: str, at: float) -> ev.Event:
+        samples = terms.samples_min - 1 if outcome == "quiet" else terms.samples_min
+        agreed = 0 if outcome == "disagrees" else samples
+        found = ShadowReport(samples=samples, agreed=agreed, live=SideReport(requests=samples))
+        if outcome == "quiet" and terms.on_few == "fail":
+            self.too_few.add(self.journal.started_at)
+        elif outcome == "disagrees" and terms.agreement_min is not None:
+            self._convict()
+        else:
+            self.compared.add(self.journal.started_at)
+        return ev.Shadowed(at=at, found=found)
 
     def _verdict(self, outcome: str, event: Callable[[ev.Verdict], ev.Event]) -> ev.Event:
         if outcome == "unhealthy":
@@ -409,6 +484,8 @@ class World:
                     if self.journal.stage is Stage.IDLE:
                         self._convict()
                     self._handle(ev.Unservable(at=self.now, code="model_rejected", detail=""))
+                elif installed.artifact.digest in self.lacking:
+                    self._handle(ev.Unservable(at=self.now, code="plugin_missing", detail="", mendable=True))
                 else:
                     self.serving = installed.artifact.digest
             case ev.StopServing():
@@ -416,22 +493,26 @@ class World:
                 self.serving = None
                 self.stops[self.journal.started_at] += 1
                 assert self.stops[self.journal.started_at] <= REPLACEMENTS_MAX, "nothing answers, again and again"
-            case ev.Switch():
+            case ev.Switch(split=split):
                 assert self.journal.candidate is not None
-                assert not (self.tight and self.serving), "two releases are in a memory for one"
-                self.alone = self.serving is None
+                assert self.warm, "what was not loaded is to answer"
+                self.warm, self.alone = False, self.serving is None
+                self._check_compared()
+                self.split = split
                 self.fallback, self.serving = self.serving, self.journal.candidate.artifact.digest
                 self._handle(ev.Switched(at=self.now))
+            case ev.Divide(split=split):
+                self.split = split
             case ev.Commit():
-                self.fallback = None
+                self.fallback = self.split = None
             case ev.Revert():
-                self.serving, self.fallback = self.fallback, None
+                self.serving, self.fallback, self.split = self.fallback, None, None
                 if self.serving is None and self.journal.installed is not None:
                     self._act(ev.Serve(installed=self.journal.installed))
             case ev.Retire():
-                self.serving = self.fallback = None
+                self.serving = self.fallback = self.split = None
             case ev.Cancel():
-                self.pending = None
+                self.pending, self.warm = None, False
             case ev.Tidy():
                 self._tidy()
             case _:
@@ -445,7 +526,8 @@ class World:
             self._count_wrong()
             self._handle(ev.SlotLost(at=self.now, slot=effect.candidate.slot))
             return
-        self.pending = effect
+        assert self.warm or not isinstance(effect, ev.Mirror), "what was not loaded is to be compared"
+        self.pending, self.warm = effect, isinstance(effect, ev.Mirror)
 
     def _tidy(self) -> None:
         state = self.journal
@@ -456,6 +538,13 @@ class World:
     def _sweep(self) -> None:
         wanted = wanted_downloads(self.journal)
         self.downloads = Counter({name: size for name, size in self.downloads.items() if name in wanted})
+
+    def _check_compared(self) -> None:
+        if not self._asked() or not self._unseen():
+            return
+        assert self.alone and self._asked() == "go_on", "it answers before it was compared"
+        found = self.journal.shadow
+        assert found and found.verdict == "inconclusive", "the report does not say that nothing was compared"
 
     # What must hold.
 
@@ -471,19 +560,27 @@ class World:
             assert state.installed.artifact.digest in self.proven, "a release was installed that did not prove itself"
         if state.stage is Stage.PROBATION and state.installed is not None and not self.alone:
             assert self.fallback == state.installed.artifact.digest, "nothing stands behind the candidate"
+        if state.stage is Stage.PROBATION and state.target is not None:
+            assert self.split == (state.target.split or None), "the requests are not divided as the order says"
+            if isinstance(self.pending, ev.Watch):
+                assert self.pending.probation_s == state.target.probation_s, "it is watched for another time"
+        if state.stage is Stage.SHADOWING and state.installed is not None:
+            assert self.serving == state.installed.artifact.digest, "the candidate answers before it was compared"
         assert state.order >= self._orders_seen, "the order went back"
         self._orders_seen = state.order
         if state.stage is Stage.FAILED and state.target is not None:
             no_memory = self.stops[state.started_at] == REPLACEMENTS_MAX
-            justified = state.started_at in self.too_dear or no_memory or fingerprint(state.target) in self.convicted
+            excused = no_memory or state.started_at in self.too_dear | self.too_few
+            justified = excused or fingerprint(state.target) in self.convicted
             assert justified, "a transient trouble became a verdict"
         began = state.started_at
         assert self.wrong_downloads[began] <= REDOWNLOADS_MAX + 1, "wrong bytes are fetched without end"
-        if state.stage in {Stage.WARMING, Stage.REPLACING, Stage.SWITCHING, Stage.PROBATION}:
+        if state.stage in TRYING:
             assert self.deaths[began] < STRIKES_MAX, "the program dies over a candidate without end"
 
     def settle(self) -> None:
         """All troubles end; then every update must end too, or wait for a cheaper way if its order wants that."""
+        self.find_plugin()
         self.look_again()
         for _ in range(60):
             if self.pending is None:

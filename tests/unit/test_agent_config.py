@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from common.artifact.serving import GivenRoute
 from common.errors import InvalidInput
-from edge_agent.config import AgentSettings, default_data, load_settings
+from common.ids import ModelName
+from edge_agent.config import AgentSettings, ModelSettings, default_data, load_settings
 
 
 def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(tmp_path: Path) -> None:
@@ -31,6 +33,22 @@ def test_the_file_in_the_data_folder_is_read_unless_another_is_named(tmp_path: P
     assert load_settings({"data": str(tmp_path / "none")}, {}).poll_s == 0.0
 
 
+def test_how_a_model_is_served_here_is_a_table_of_the_file_or_json_elsewhere(tmp_path: Path) -> None:
+    file = tmp_path / "any.toml"
+    file.write_text(
+        "[models.detector]\ncache_bytes = 5\n"
+        "[[models.detector.routes]]\nwhen = 'load.waiting > 2'\nmodel = 'small'\n"
+        "[models.'text.type']\npadding = {}\ncold_start = 'lazy'\nidle_s = 60\n"
+    )
+    settings = load_settings({}, {}, str(file))
+    assert settings.models == {
+        "detector": ModelSettings(5, (GivenRoute("load.waiting > 2", ModelName("small")),)),
+        "text.type": ModelSettings(padding={}, cold_start="lazy", idle_s=60.0),
+    }
+    elsewhere = load_settings({"models": '{"detector": {"cache_bytes": 0}}'}, {}, str(file))
+    assert elsewhere.models == {"detector": ModelSettings(0)}
+
+
 def test_lists_and_paths_can_be_given_as_text() -> None:
     settings = load_settings({"variants": "int8, fp16", "ca_file": "/etc/ca.pem"}, {"FERRY_AGENT_DATA": "/data"})
 
@@ -49,6 +67,8 @@ def test_lists_and_paths_can_be_given_as_text() -> None:
         ({"inference_listen": "8100"}, {}, "inference_listen.*HOST:PORT"),
         ({"inference_listen": "127.0.0.1:99999"}, {}, "inference_listen.*HOST:PORT"),
         ({"data": ""}, {}, "--data.*path"),
+        ({"models": "{"}, {}, "--models.*JSON is malformed|--models.*truncated"),
+        ({}, {"FERRY_AGENT_MODELS": '{"m": 5}'}, "FERRY_AGENT_MODELS.*object"),
         ({}, {"FERRY_AGENT_CONFIG": "/no/such/file"}, "config.*/no/such/file.*No such file"),
     ],
 )
@@ -65,6 +85,11 @@ def test_a_bad_value_names_its_source(flags: dict[str, str], environment: dict[s
         ("poll_s =", "not TOML"),
         ("variants = []", "variants"),
         ("data = 5", "data.*path"),
+        ("[models.detector]\ncache_byte = 1", "models: .*unknown field `cache_byte`.*models"),
+        ("[models.detector]\ncache_bytes = -1", "models: .*>= 0.*cache_bytes"),
+        ("[models.Detector]\ncache_bytes = 1", "models: .*regex"),
+        ("[models.detector]\nidle_s = 0", "models: .*> 0.*idle_s"),
+        ("models = 'x'", "models: .*"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, text: str, said: str) -> None:

@@ -11,6 +11,7 @@ from edge_agent.__main__ import make_parser
 from edge_agent.config import CONFIG_FILE, AgentSettings, all_settings
 from edge_agent.enrol import PENDING_FILE
 from edge_agent.identity import FILE_NAME as IDENTITY_FILE
+from edge_agent.inference.provider_memory import FILE_NAME as PROVIDERS_FILE
 from edge_agent.journal import FILE_NAME as JOURNAL_FILE
 from edge_agent.running import LOCK_FILE, RUN_FILE
 from edge_agent.slots import MADE_SUFFIX, NEW_SUFFIX, OLD_SUFFIX, PART_SUFFIX
@@ -21,7 +22,7 @@ from edge_agent.update import MANIFEST_FILE
 PAGE = (Path(__file__).parent.parent.parent / "docs/reference/agent.md").read_text()
 FILES = (
     IDENTITY_FILE, PENDING_FILE, CONFIG_FILE, LOCK_FILE, RUN_FILE, JOURNAL_FILE, SPOOL_FILE, MANIFEST_FILE,
-    NEW_SUFFIX, OLD_SUFFIX, PART_SUFFIX, MADE_SUFFIX,
+    PROVIDERS_FILE, NEW_SUFFIX, OLD_SUFFIX, PART_SUFFIX, MADE_SUFFIX,
 )  # fmt: skip
 
 

@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from common.artifact.manifest import TensorSpec
 from common.artifact.onnx_io import DATATYPES, TENSORS_MAX, OnnxSignature, read_signature
 from common.artifact.source import BytesSource
+from common.artifact.tensor_spec import TensorSpec
 from common.errors import InvalidInput
 from tests.small_models import model_bytes, spec_by_onnx, tensor_value
 

@@ -9,7 +9,7 @@ from common.artifact.parts import Part, encode_index
 from common.errors import Conflict, IntegrityFailure
 from common.ids import DeviceId, ModelName, ReleaseRef, Version
 from common.trust import Signer, verify
-from common.wire import DesiredState, decode
+from common.wire import DesiredState, Shadow, Split, decode
 from common.wire.messages import DESIRED_PAYLOAD_TYPE
 from controller.devices import Device
 from controller.operations import commit
@@ -101,6 +101,17 @@ def test_terms_are_carried_until_the_model_is_ordered_anew(tx: MemoryTransaction
     assert (model.order, model.probation_s, model.max_bytes, model.on_exceed) == (2, 5, 777, "fail")
     make_order(tx.view, known, SIGNER, now=NOW, changed=MODEL)
     assert ordered(tx).models[0].max_bytes is None
+
+
+def test_what_an_order_says_about_requests_is_carried_too(tx: MemoryTransaction) -> None:
+    terms = Terms(shadow=Shadow(for_s=5, agreement_min=0.9), split=Split(share=0.1, header="x-side"))
+    known = make_order(tx.view, device(assigned={MODEL: V1}), SIGNER, now=NOW, changed=MODEL, terms=terms)
+    known = make_order(tx.view, known, SIGNER, now=NOW)
+    (model,) = ordered(tx).models
+    assert (model.shadow, model.split) == (terms.shadow, terms.split)
+    make_order(tx.view, known, SIGNER, now=NOW, changed=MODEL)
+    assert not ordered(tx).models[0].shadow
+    assert not ordered(tx).models[0].split
 
 
 def publish(tx: MemoryTransaction, version: Version, *names: str, model: str = "model.onnx") -> dict[str, ArtifactRef]:

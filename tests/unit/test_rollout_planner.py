@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from common.ids import Digest, Version
-from common.wire import Outcome
+from common.wire import Outcome, ShadowReport
 from controller.devices import Device
 from controller.rollouts.commands import act
 from controller.rollouts.model import (
@@ -15,6 +15,7 @@ from controller.rollouts.model import (
     PhaseSpec,
     PhaseState,
     RolloutState,
+    ShadowSpec,
 )
 from controller.rollouts.patching import PatchKey
 from controller.rollouts.planner import (
@@ -165,6 +166,7 @@ def test_a_version_that_the_device_has_put_aside_is_not_given_back() -> None:
     [
         (saying(device(), generation=2), ExecutionState.NOTIFIED),
         (saying(device(), generation=2, phase="fetching", target=V2), ExecutionState.IN_PROGRESS),
+        (saying(device(), generation=2, phase="shadowing", target=V2), ExecutionState.IN_PROGRESS),
         (saying(device(), generation=2, phase="probation", target=V2, running=V2), ExecutionState.PROBATION),
         (saying(device(), generation=2, running=V2), ExecutionState.SUCCEEDED),
         (saying(device(), generation=3, running=V2, outcome="succeeded"), ExecutionState.SUCCEEDED),
@@ -487,3 +489,34 @@ def test_a_snapshot_needs_only_the_devices_that_can_matter() -> None:
         Execution(device=device("later").id, phase=2),
     ]
     assert watched(running, parts) == ["late", "now"]
+
+
+# Live requests
+
+
+def test_a_device_that_compares_first_has_that_time_before_it_is_a_straggler() -> None:
+    late = told(state=ExecutionState.IN_PROGRESS)
+    comparing = saying(device(), generation=2, phase="shadowing", target=V2)
+    for shadow, at, waits in (
+        (None, 150, False),
+        (ShadowSpec(for_s=1000), 1050, True),
+        (ShadowSpec(for_s=10), 150, False),
+    ):
+        spec = a_spec(straggler_s=100, shadow=shadow)
+        actions = plan(snapshot(rollout(PhaseState.DEPLOYING, spec=spec), [late], [comparing]), NOW + at)
+        assert (actions == []) is waits, actions
+
+
+def test_what_a_device_found_on_live_requests_is_told_when_it_serves_and_when_it_is_done() -> None:
+    found = ShadowReport(verdict="pass", samples=40, agreed=39, dropped=2)
+    for words, state in (
+        (saying(device(), generation=2, phase="probation", target=V2, running=V2), ExecutionState.PROBATION),
+        (saying(device(), generation=2, running=V2, outcome="succeeded"), ExecutionState.SUCCEEDED),
+    ):
+        assert words.reported
+        (entry,) = words.reported.models
+        update = entry.last_update and replace(entry.last_update, shadow=found)
+        told_more = replace(entry, shadow=found, last_update=update)
+        part = after(told(), replace(words, reported=replace(words.reported, models=(told_more,))))
+        assert part.state is state
+        assert part.detail.startswith("shadow pass: 97.5 % agree (39 of 40 requests, 2 dropped)")

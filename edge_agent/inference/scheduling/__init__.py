@@ -5,8 +5,10 @@ requests together and takes answers apart.
 """
 
 from edge_agent.inference.scheduling.curve import ROWS_MAX, CostCurve
+from edge_agent.inference.scheduling.padding import length_class, near
 from edge_agent.inference.scheduling.rows import agree, has_rows, join, row_count, split
 from edge_agent.inference.scheduling.waiting import (
+    BATCH_BYTES_MAX,
     PRIORITY_DEFAULT,
     PRIORITY_MAX,
     Taken,
@@ -17,6 +19,7 @@ from edge_agent.inference.scheduling.waiting import (
 )
 
 __all__ = [
+    "BATCH_BYTES_MAX",
     "PRIORITY_DEFAULT",
     "PRIORITY_MAX",
     "ROWS_MAX",
@@ -29,6 +32,8 @@ __all__ = [
     "agree",
     "has_rows",
     "join",
+    "length_class",
+    "near",
     "row_count",
     "split",
 ]

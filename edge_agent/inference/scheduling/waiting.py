@@ -1,18 +1,24 @@
 """Requests that could not run at once: who is next, who goes together, and who is sent away. Pure.
 
 The most urgent ticket runs first, among equals the one that came first. Tickets with the same key may run as one batch;
-a batch is filled from all priorities, because a place in it that nobody more urgent can use costs nobody anything. A
-ticket whose deadline has passed is never run. When there is no room, the least urgent makes way: the newcomer, unless
-somebody who waits is less urgent than it.
+a batch is filled from all priorities, because a place in it that nobody more urgent can use costs nobody anything.
+Where tickets have lengths, only near ones go together, the nearest first; a batch is bounded in bytes too. A ticket
+whose deadline has passed is never run. When there is no room, the least urgent makes way: the newcomer, unless somebody
+who waits is less urgent than it.
 """
 
 from bisect import insort
 from collections.abc import Callable, Hashable
 from typing import Any, Final, NamedTuple
 
+from edge_agent.inference.scheduling.padding import near
+
 PRIORITY_MAX: Final = 9
 """The least urgent; 1 is the most urgent. 0 stands for the default, as in Triton's `priority` parameter."""
 PRIORITY_DEFAULT: Final = 5
+
+
+BATCH_BYTES_MAX: Final = 16 * 1024 * 1024
 
 
 class WaitingFull(Exception):
@@ -20,19 +26,23 @@ class WaitingFull(Exception):
 
 
 class WaitingLimits(NamedTuple):
-    """How much may wait: requests, and the bytes of their inputs."""
+    """How much may wait: requests, and the bytes of their inputs. And of one batch: its inputs, in bytes, as they are
+    padded; a request that is larger by itself runs alone.
+    """
 
     requests_max: int = 256
     bytes_max: int = 64 * 1024 * 1024
+    batch_bytes_max: int = BATCH_BYTES_MAX
 
 
 class Ticket:
     """One request that waits: `rows` of it in `size` bytes, until `deadline` (monotonic seconds; None: for ever).
 
-    `key` is what requests that may run as one batch have in common; None runs alone. `work` is the owner's.
+    `key` is what requests that may run as one batch have in common; None runs alone. `length` is what they may differ
+    in; 0 for those that may not. `work` is the owner's.
     """
 
-    __slots__ = ("deadline", "key", "order", "priority", "rows", "size", "work")
+    __slots__ = ("deadline", "key", "length", "order", "priority", "rows", "size", "work")
 
     def __init__(
         self,
@@ -41,6 +51,7 @@ class Ticket:
         key: Hashable | None = None,
         rows: int = 1,
         size: int = 0,
+        length: int = 0,
         priority: int = PRIORITY_DEFAULT,
         deadline: float | None = None,
     ) -> None:
@@ -48,6 +59,7 @@ class Ticket:
         self.key = key
         self.rows = rows
         self.size = size
+        self.length = length
         self.priority = priority or PRIORITY_DEFAULT
         self.deadline = deadline
         self.order = (self.priority, 0)
@@ -114,16 +126,31 @@ class Waiting:
         if not self._tickets:
             return Taken([], late)
         first = self._tickets[0]
-        alike = [first] if first.key is None else [ticket for ticket in self._tickets if ticket.key == first.key]
-        batch, left = [first], 0
-        if len(alike) > 1:
-            left = rows_for(first, sum(ticket.rows for ticket in alike)) - first.rows
-        for ticket in alike[1:]:
-            if ticket.rows <= left:
-                batch.append(ticket)
-                left -= ticket.rows
+        alike = [first] if first.key is None else self._alike(first)
+        rows = rows_for(first, sum(ticket.rows for ticket in alike)) if len(alike) > 1 else 0
+        batch = self._filled(alike, rows)
         self._leave(batch)
         return Taken(batch, late)
+
+    def _alike(self, first: Ticket) -> list[Ticket]:
+        """All that may go with `first`, which is the first of them."""
+        alike = [ticket for ticket in self._tickets if ticket.key == first.key and _go_together(first, ticket)]
+        if any(ticket.length != first.length for ticket in alike):
+            alike.sort(key=lambda ticket: abs(ticket.length - first.length))  # stable: the first stays it
+        return alike
+
+    def _filled(self, alike: list[Ticket], rows: int) -> list[Ticket]:
+        """The first of `alike` and as many others as have room in a batch of `rows`."""
+        batch, left = [alike[0]], rows - alike[0].rows
+        longest, per_length = alike[0].length, _bytes_per_length(alike[0])
+        for ticket in alike[1:]:
+            taller = max(longest, ticket.length)
+            wider = per_length + _bytes_per_length(ticket)
+            if ticket.rows <= left and wider * max(1, taller) <= self._limits.batch_bytes_max:
+                batch.append(ticket)
+                left -= ticket.rows
+                longest, per_length = taller, wider
+        return batch
 
     def remove(self, ticket: Ticket) -> bool:
         """Take `ticket` out, because nobody waits for its answer any more; whether it was still here."""
@@ -153,6 +180,15 @@ class Waiting:
         for ticket in leaving:
             self._bytes -= ticket.size
             self._timed -= ticket.deadline is not None
+
+
+def _go_together(one: Ticket, other: Ticket) -> bool:
+    return one.length == other.length or near(one.length, other.length)
+
+
+def _bytes_per_length(ticket: Ticket) -> float:
+    """Bytes that a ticket takes for each step of the length that its batch is padded to, at most."""
+    return ticket.size / max(1, ticket.length)
 
 
 def _order(ticket: Ticket) -> tuple[int, int]:
