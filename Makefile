@@ -8,12 +8,17 @@ TOOLCHAIN := .demo/toolchain
 BENCH_MODELS := .demo/bench-models
 PEERS := .demo/peers
 
-.PHONY: demo test coverage check format bench bench-agent bench-delta deb fuzz clean
+.PHONY: demo test test-package coverage check format bench bench-agent bench-delta deb fuzz clean
 demo: $(STAMP) $(MODELS)/.fetched
 	$(BIN)/ferry demo --models $(MODELS)
 
 test: $(STAMP) $(MODELS)/.fetched
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "not package"
+
+# The Debian package from its build to its purge, on a machine that is made for it: as root, with debootstrap and
+# systemd-container. Apart from `make test`, because making that machine takes minutes.
+test-package: $(STAMP) $(MODELS)/.fetched
+	$(BIN)/python -m pytest -n 0 -q -m package
 
 # Apart from `make test`, because counting lines makes the simulations take nearly three times as long.
 coverage: $(STAMP) $(MODELS)/.fetched

@@ -17,7 +17,7 @@ from tests.e2e import debian
 from tests.e2e.debian import Root
 from tests.e2e.world import World, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500), pytest.mark.xdist_group("debian")]
+pytestmark = [pytest.mark.e2e, pytest.mark.package, pytest.mark.timeout(1500), pytest.mark.xdist_group("debian")]
 
 DEVICE = "cam-1"
 STATE = "var/lib/ferry-agent"

@@ -93,9 +93,9 @@ def test_a_release_that_disagrees_is_refused_before_anybody_got_an_answer_from_i
     assert watched.exit_code == 1, watched.output
     assert application.failures() == []
     assert {sample.version for sample in application.samples} == {"1"}
-    assert "disagreement" in ferry(world, "rollout", "show", rollout, "--devices").stdout
-    shown = ferry(world, "device", "show", "one").stdout
-    assert "2: shadow fail: 0.0 % agree" in shown
+    shown = ferry(world, "rollout", "show", rollout, "--devices").stdout
+    assert "disagreement" in shown
+    assert "agrees with the running one on 0 of" in shown
     assert "a share of 0.5 is asked for" in shown
 
 

@@ -17,6 +17,7 @@ import pytest
 from common.clock import SystemClock
 from common.trust import Signer
 from edge_agent.identity import BrokerAccess, Identity, save_identity
+from edge_agent.inference.engine import Beside
 from edge_agent.supervisor import MESSAGE_BYTES_MAX, Supervisor
 from edge_agent.watchdog import Pulse, Watchdog, Watched, starting
 from tests.conftest import eventually
@@ -206,10 +207,10 @@ async def test_a_model_that_loads_for_long_and_a_free_thread_beside_a_busy_one_a
     loading, may_load = threading.Event(), threading.Event()
     load = bench.engine.load
 
-    def slowly(path: Path) -> object:
+    def slowly(path: Path, beside: Beside) -> object:
         loading.set()
         assert may_load.wait(60)
-        return load(path)
+        return load(path, beside)
 
     bench.engine.load = slowly  # type: ignore[method-assign,assignment]  # a disk that takes its time
     async with watching(manager, watched(inference_pulse(bench))):

@@ -464,6 +464,8 @@ class World:
             assert not same, "it asks again and again"
         if state.stage is not self.journal.stage:
             self.arrows.add((self.journal.stage, type(event), state.stage))
+        if isinstance(event, ev.Unservable) and self.journal.started_at in self.compared:
+            self.compared.add(state.started_at)  # a proven release that has to wait for its plug-in was compared before
         self.journal = state
         for effect in effects:
             self._burn()
