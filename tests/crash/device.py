@@ -12,6 +12,8 @@ from common.clock import SystemClock
 from common.errors import FerryError
 from edge_agent.executor import Executor, Parts, Standing, UpdateLimits
 from edge_agent.fetch import FetchLimits, Session, make_fetcher
+from edge_agent.inference.memory import Memory
+from edge_agent.inference.placement import BeingReplaced
 from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import FILE_NAME, Journal
 from edge_agent.slots import Slots
@@ -30,7 +32,9 @@ class Stuck(AssertionError):
 
 
 class Device:
-    """`told` is called with everything that the device would report; `boot` is the machine's run."""
+    """`told` is called with everything that the device would report; `boot` is the machine's run. `room_bytes` is what is
+    left of memory for a second release while one is loaded; None: as much as anybody wants.
+    """
 
     def __init__(
         self,
@@ -39,6 +43,7 @@ class Device:
         session: Session,
         told: Callable[[Standing], None],
         boot: int,
+        room_bytes: int | None = None,
     ) -> None:
         clock = SystemClock()
         self.engine = HeldEngine()
@@ -57,10 +62,15 @@ class Device:
                 findings=Findings(),
                 limits=UpdateLimits(health_s=0.005, probe_requests=25, backoff=Backoff(base_s=0.01, cap_s=0.02)),
                 boot=boot,
+                memory=Memory(self._available, lambda: None, reserve_bytes=0),
             ),
             DEVICE,
         )
         self._told = told
+        self._room_bytes = room_bytes
+
+    def _available(self) -> int | None:
+        return self._room_bytes if self.server.in_memory() else None
 
     async def start(self) -> None:
         """As the program does it: what stands is told at once."""
@@ -83,7 +93,10 @@ class Device:
         return lane.state if lane else ModelState(model=MODEL)
 
     async def ask(self) -> tuple[str, float] | None:
-        """The version that answers, and the number that it adds to what it is asked; None: nothing is served."""
+        """The version that answers, and the number that it adds to what it is asked; None: nothing is served.
+
+        Raises `BeingReplaced` where memory holds one release and the next is being loaded.
+        """
         try:
             answer = await self.server.infer(MODEL, None, {"x": np.full((1, 4), QUESTION, np.float32)})
         except FerryError as error:
@@ -92,6 +105,18 @@ class Device:
             raise
         (number,) = set((answer.outputs["y"] - QUESTION).flat)
         return str(answer.version), float(number)
+
+    async def ask_patiently(self) -> tuple[str, float] | None:
+        """`ask` as a caller who comes back when told to; `Stuck` for one who does so in vain."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + PATIENCE_S
+        while True:
+            try:
+                return await self.ask()
+            except BeingReplaced as error:
+                if loop.time() > deadline:
+                    raise Stuck("callers are told for ever to come back") from error
+                await asyncio.sleep(0.003)
 
     async def until(self, condition: Callable[["Device"], object], what: str) -> None:
         """Wait for it; `Stuck` when it does not come."""

@@ -14,6 +14,7 @@ import msgspec
 from common.artifact.protobuf import Span
 from common.ids import Digest
 from common.wire import DesiredModel, Shadow, Split
+from edge_agent.inference.memory import needed
 from edge_agent.update import Stage
 from edge_agent.update.choice import ranges_name
 from tests.crash.device import Device
@@ -40,6 +41,7 @@ NAMES = (
     "change while fetching",
     "change in probation",
     "compared and shared",
+    "one at a time",
 )
 
 Condition = Callable[[Device], object]
@@ -66,6 +68,8 @@ class Story(NamedTuple):
     """Downloads that are no artifact: by name, the artifact they come from and what they must be."""
     tampered: frozenset[Digest]
     """Blobs that always come with their last byte wrong."""
+    room_bytes: int | None = None
+    """See `Device`."""
 
 
 class Author:
@@ -94,6 +98,7 @@ class Author:
             "change while fetching": self.change_while_fetching,
             "change in probation": self.change_in_probation,
             "compared and shared": self.compared_and_shared,
+            "one at a time": self.one_at_a_time,
         }
         return {name: lambda make=make, name=name: make()._replace(name=name) for name, make in made.items()}  # type: ignore[misc]  # mypy does not infer a lambda's defaults
 
@@ -169,6 +174,16 @@ class Author:
         strict = Shadow(for_s=SHADOW_S, agreement_min=1.0, on_few="fail")
         second = self._until_done(self._release(3, shadow=strict), "failed")
         return self._story(before, [first, second, self.install(4)])
+
+    def one_at_a_time(self) -> Story:
+        """Memory holds one release: the old one leaves it for the new one. An order that must compare fails."""
+        before = [self.install(1)]
+        first = self.install(2, shadow=Shadow(for_s=SHADOW_S), split=Split(share=0.5))
+        strict = Shadow(for_s=SHADOW_S, on_few="fail")
+        second = self._until_done(self._release(3, shadow=strict), "failed")
+        story = self._story(before, [first, second, self.install(4)])
+        size = sum(map(len, self._files(2, 3)))
+        return story._replace(room_bytes=needed(size, None) - size // 2)
 
     def _story(self, before: list[Step], steps: list[Step]) -> Story:
         made, self._made = self._made, {}

@@ -142,13 +142,13 @@ class Survey:
         name, run, behind = self._recorder.run()
         told: list[Told] = []
         if story.before:  # otherwise the device begins with nothing at all
-            async with self._device(behind, told, None) as device:
+            async with self._device(story, behind, told, None) as device:
                 for step in story.before:
                     await self._carry_out(device, step, 0, told, None)
         before = tree_of(behind)
         told.clear()
         self._recorder.ops(name)
-        async with self._device(run, told, run) as device:
+        async with self._device(story, run, told, run) as device:
             for number, step in enumerate(story.steps, 1):
                 await self._carry_out(device, step, number, told, run)
         return Recording(before, tuple(self._recorder.ops(name)), tuple(told))
@@ -176,9 +176,9 @@ class Survey:
         answers: set[tuple[str, float] | None] = set()
         desk.offline = True
         left = read_journal(folder)
-        async with self._device(folder, told, marks, asked=crash.asked, boot=crash.boot) as device:
+        async with self._device(story, folder, told, marks, asked=crash.asked, boot=crash.boot) as device:
             started = device.state
-            first = await device.ask()
+            first = await device.ask_patiently()
             if started.stage is Stage.FETCHING:
                 await device.until(lambda one: one.state.attempt or one.state.stage is not Stage.FETCHING, "offline")
             offline, offline_tree = read_journal(folder), tree_of(folder)
@@ -199,7 +199,7 @@ class Survey:
             await asyncio.gather(*(lane.settled() for lane in device.executor._lanes.values()))
             closed_in_use = device.engine.used_after_close
         end, end_tree = read_journal(folder), tree_of(folder)
-        again = await self._start_again(folder, told, crash.boot) if restarts else None
+        again = await self._start_again(story, folder, told, crash.boot) if restarts else None
         return Recovery(
             left=left,
             started=started,
@@ -219,17 +219,17 @@ class Survey:
         )
 
     async def _start_again(
-        self, folder: Path, told: list[Told], boot: int
+        self, story: Story, folder: Path, told: list[Told], boot: int
     ) -> tuple[Memory, tuple[str, float] | None, int]:
         self.desk.asked.clear()
-        async with self._device(folder, told, None, boot=boot) as device:
+        async with self._device(story, folder, told, None, boot=boot) as device:
             answer = await device.ask()
             await asyncio.gather(*(lane.settled() for lane in device.executor._lanes.values()))
         return read_journal(folder), answer, self.desk.asked.total()
 
     async def _keep_asking(self, device: Device, answers: set[tuple[str, float] | None]) -> None:
         while True:
-            answers.add(await device.ask())
+            answers.add(await device.ask_patiently())
             await asyncio.sleep(0.003)
 
     async def _carry_out(self, device: Device, step: Step, number: int, told: list[Told], marks: Path | None) -> None:
@@ -244,7 +244,7 @@ class Survey:
 
     @contextlib.asynccontextmanager
     async def _device(
-        self, folder: Path, told: list[Told], marks: Path | None, asked: int = 0, boot: int = 1
+        self, story: Story, folder: Path, told: list[Told], marks: Path | None, *, asked: int = 0, boot: int = 1
     ) -> AsyncIterator[Device]:
         assert self._session is not None
         now = [asked]
@@ -253,7 +253,7 @@ class Survey:
             now[0] = max([now[0], *(one.asked for one in told)])
             self._tell(Told(now[0], standing), told, marks)
 
-        device = Device(folder, self.desk, self._session, tell, boot)
+        device = Device(folder, self.desk, self._session, tell, boot, story.room_bytes)
         device.engine.run_s = self._run_s
         try:
             await device.start()
