@@ -32,8 +32,8 @@ class Stuck(AssertionError):
 
 
 class Device:
-    """`told` is called with everything that the device would report; `boot` is the machine's run. `room_bytes` is what is
-    left of memory for a second release while one is loaded; None: as much as anybody wants.
+    """`told` is called with everything that the device would report; `boot` is the machine's run. `room_bytes` is what
+    there is of memory for a second release while one is loaded; None: as much as anybody wants.
     """
 
     def __init__(

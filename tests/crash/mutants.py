@@ -84,6 +84,13 @@ def _frees_the_old_slot_before_the_commit(state: ModelState, event: ev.Event) ->
     return (replace(after, installed=after.candidate) if isinstance(event, ev.Switched) else after), effects
 
 
+def _forgets_that_it_replaces(state: ModelState, event: ev.Event) -> Step:
+    after, effects = step(state, event)
+    if state.stage is Stage.REPLACING and isinstance(event, ev.Restarted):
+        effects = tuple(effect for effect in effects if not isinstance(effect, ev.Serve))
+    return after, effects
+
+
 def _serves_nothing_after_a_restart(state: ModelState, event: ev.Event) -> Step:
     after, effects = step(state, event)
     return after, tuple(effect for effect in effects if not isinstance(effect, ev.Serve))
@@ -225,6 +232,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "full",
         KILLED,
         (invariants.the_old_or_the_new_serves,),
+    ),
+    Mutant(
+        "forgets that it replaces",
+        _steps(_forgets_that_it_replaces),
+        "one at a time",
+        KILLED,
+        (invariants.the_old_or_the_new_serves,),
+        at="journal.db-wal",
     ),
     Mutant("does not wait for the disk", _does_not_wait_for_the_disk, "full", POWER, _KEPT),
     Mutant("reports before it saves", _reports_before_it_saves, "full", KILLED, _KEPT, at="journal.db-wal"),
