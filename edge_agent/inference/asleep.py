@@ -40,9 +40,11 @@ class Waking:
             raise AssertionError("nothing was put to sleep yet")
         return self._loop
 
-    def sleeps(self) -> None:
-        """A model was put to sleep, on the running loop."""
+    def sleeps(self, model: ModelName) -> None:
+        """A model was put to sleep, on the running loop; those who wait already want it still."""
         self._loop = asyncio.get_running_loop()
+        if model in self._waiting:
+            self.ask_for(model)
 
     async def awake(self, model: ModelName, timeout_s: float | None) -> None:
         """Return when the model can answer. Raises `Overloaded`, `DeadlineExceeded`, or why it could not be loaded."""

@@ -5,8 +5,8 @@ from one that is in memory in the values of such initializers and in nothing els
 engine session, fed with the new values by reference. Nothing is loaded, and each request sees one version of all of
 them. To everybody else it is a session like any other: it is checked, tested, watched and taken back as always.
 
-The engine session is closed with the last of those that share it. Releases of several files are loaded in full. All
-methods may be called from several threads; `load` reads both files.
+The engine session is closed with the last of those that share it. Models with weights in files of their own are loaded
+in full, and so is a file that is loaded again. All methods may be called from several threads; `load` reads both files.
 """
 
 import logging
@@ -106,7 +106,8 @@ class LiveModels:
     def _found(self, model: ModelName, path: Path) -> tuple[FedSession, Weights] | None:
         with self._lock:
             candidates = list(reversed(self._open.get(model, [])))
-        for base in candidates:
+        # The same path: it is loaded again because its bytes were mended, and the session may have mapped the bad ones.
+        for base in (one for one in candidates if one.path != path):
             given = _read(base, path)
             if given is not None:
                 return base, given

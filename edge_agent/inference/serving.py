@@ -413,7 +413,7 @@ class ModelServer:
         resting = release or (_served(placement.current, placement) if placement else None)
         if resting is None:
             return
-        self.waking.sleeps()
+        self.waking.sleeps(model)
         self._resting[model] = msgspec.structs.replace(resting, in_memory=False)
         self._placements.asleep.add(model)
         self._placements.pop(model, None)

@@ -17,6 +17,8 @@ from tests.crash.survey import BLOCK_BYTES, FLUSH_BYTES, Crash, Memory, Recovery
 from tests.integration.release_desk import MODEL
 
 LOADING = frozenset({Stage.WARMING, Stage.SHADOWING, Stage.REPLACING, Stage.SWITCHING, Stage.PROBATION})
+BLAMELESS = frozenset({"over_budget", "shadow_inconclusive", "no_memory"})
+"""Reasons for which an order ends and its release is not to blame."""
 Found = Iterator[str]
 
 
@@ -105,7 +107,10 @@ def deaths_over_a_candidate_are_strikes(case: Case) -> Found:
 
 
 def quarantined_bytes_are_not_tried_again(case: Case) -> Found:
-    """A release that failed is neither fetched nor tried before an order with a higher number asks for it."""
+    """A release that failed is neither fetched nor tried before an order with a higher number asks for it.
+
+    It is in quarantine, unless the end was no verdict on its bytes.
+    """
     target = case.step.target
     update = _last_told(case.crash.told)
     if not target or not update or update.generation != target.order or update.outcome == "succeeded":
@@ -118,6 +123,8 @@ def quarantined_bytes_are_not_tried_again(case: Case) -> Found:
     if not again and any(answer and answer[0] == target.version for answer in case.seen.answers):
         yield f"{target.version} failed here and answers again"
     held: tuple[Quarantined, ...] = case.seen.offline.state.quarantine if case.seen.offline.state else ()
+    if update.reason in BLAMELESS:
+        return
     if not any(entry.files == fingerprint(target) and entry.order >= target.order for entry in held):
         yield f"{target.version} failed here and is not in quarantine"
 

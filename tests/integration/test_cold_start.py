@@ -113,6 +113,18 @@ async def test_waiting_is_bounded_in_number_and_time(
         assert await device.ask() == ("1", True)
 
 
+async def test_who_waits_is_not_forgotten_when_it_is_put_to_sleep_again(installed: Path, desk: ReleaseDesk) -> None:
+    async with device_at(installed, desk, cold=LAZY) as device:
+        loads, device.server.waking.ask_for = device.server.waking.ask_for, lambda _: None  # as if it got lost
+        waiting = asyncio.create_task(device.ask())
+        await asyncio.sleep(0)
+        device.server.waking.ask_for = loads
+        lane = device.executor._lanes[MODEL]
+        assert lane.state.installed
+        await lane._serve(lane.state.installed, awake=False)
+        assert await waiting == ("1", True)
+
+
 async def test_a_load_that_fails_is_an_error_for_those_who_wait_and_is_reported(
     installed: Path, desk: ReleaseDesk
 ) -> None:

@@ -75,6 +75,15 @@ def test_a_release_that_differs_in_such_weights_only_needs_no_load(tmp_path: Pat
     assert not live.suits(NAME, heads(tmp_path / "2", 20, 100))
 
 
+def test_a_file_that_is_loaded_again_is_read_again(tmp_path: Path) -> None:
+    live, engine, path = LiveModels(), Counting(), heads(tmp_path / "1", 10, 100)
+    first = live.load(NAME, path, engine.load)
+    again = live.load(NAME, path, engine.load)
+    assert len(engine.sessions) == 2, "what the first one has mapped may have been read while it was bad"
+    first.close()
+    assert ask(again) == (11, 101)
+
+
 def test_anything_else_that_differs_is_loaded_in_full(tmp_path: Path) -> None:
     live, engine = LiveModels(), Counting()
     live.load(NAME, heads(tmp_path / "1", 10, 100), engine.load)
