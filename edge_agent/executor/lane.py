@@ -252,7 +252,7 @@ class Lane:
     async def _revert(self) -> None:
         """What stood behind the candidate answers again; if memory did not hold it, it is loaded."""
         server, model = self._parts.server, self.state.model
-        await server.revert(model)
+        await server.revert(model, next_follows=self.state.installed is not None)
         if self.state.installed and model not in server.in_memory():
             await self._serve(self.state.installed, awake=True)
 

@@ -382,8 +382,9 @@ class ModelServer:
         self._placements[model] = Placement(current, None, probation=False)
         await self._retired(fallback)
 
-    async def revert(self, model: ModelName) -> None:
-        """Undo the switch: the fallback serves again (without one the model is out of service).
+    async def revert(self, model: ModelName, *, next_follows: bool = False) -> None:
+        """Undo the switch: the fallback serves again. Without one the model is out of service; if `next_follows`, requests
+        get `BeingReplaced` until another release is switched to.
 
         Returns when the new release's last request has left and it is closed. Raises `Conflict` outside probation.
         """
@@ -393,6 +394,8 @@ class ModelServer:
         if fallback:
             self._placements[model] = Placement(fallback, None, probation=False)
         else:
+            if next_follows:
+                self._placements.stopped.add(model)
             del self._placements[model]
         await self._retired(current)
 

@@ -12,6 +12,7 @@ from common.clock import SystemClock
 from common.errors import FerryError
 from edge_agent.executor import Executor, Parts, Standing, UpdateLimits
 from edge_agent.fetch import FetchLimits, Session, make_fetcher
+from edge_agent.inference.engine import EngineFailure
 from edge_agent.inference.memory import Memory
 from edge_agent.inference.placement import BeingReplaced
 from edge_agent.inference.serving import ModelServer
@@ -107,15 +108,17 @@ class Device:
         return str(answer.version), float(number)
 
     async def ask_patiently(self) -> tuple[str, float] | None:
-        """`ask` as a caller who comes back when told to; `Stuck` for one who does so in vain."""
+        """`ask` as a caller who comes back when told to, or when a release fails and nothing stands behind it; `Stuck`
+        for one who does so in vain.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + PATIENCE_S
         while True:
             try:
                 return await self.ask()
-            except BeingReplaced as error:
+            except (BeingReplaced, EngineFailure) as error:
                 if loop.time() > deadline:
-                    raise Stuck("callers are told for ever to come back") from error
+                    raise Stuck("callers come back for ever") from error
                 await asyncio.sleep(0.003)
 
     async def until(self, condition: Callable[["Device"], object], what: str) -> None:

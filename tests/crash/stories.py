@@ -19,7 +19,7 @@ from edge_agent.update import Stage
 from edge_agent.update.choice import ranges_name
 from tests.crash.device import Device
 from tests.integration.release_desk import ReleaseDesk
-from tests.integration.small_models import WEIGHTS_FILE, always_nan, nan_unless_zero, weighted
+from tests.integration.small_models import WEIGHTS_FILE, always_nan, nan_unless_zero, raises_unless_zero, weighted
 
 PROBATION_S = 0.02
 SHADOW_S = 0.02
@@ -176,12 +176,18 @@ class Author:
         return self._story(before, [first, second, self.install(4)])
 
     def one_at_a_time(self) -> Story:
-        """Memory holds one release: the old one leaves it for the new one. An order that must compare fails."""
+        """Memory holds one release: the old one leaves it for the new one. An order that must compare fails.
+
+        A bad release is taken back with nothing behind it.
+        """
         before = [self.install(1)]
         first = self.install(2, shadow=Shadow(for_s=SHADOW_S), split=Split(share=0.5))
         strict = Shadow(for_s=SHADOW_S, on_few="fail")
         second = self._until_done(self._release(3, shadow=strict), "failed")
-        story = self._story(before, [first, second, self.install(4)])
+        broken = raises_unless_zero(self._folder / "raising.onnx").read_bytes()
+        bad = self._desk.release("5", broken, weights={WEIGHTS_FILE: self._weights(5)}, probation_s=60.0)
+        third = self._until_done(bad, "rolled_back")
+        story = self._story(before, [first, second, third, self.install(4)])
         size = sum(map(len, self._files(2, 3)))
         return story._replace(room_bytes=needed(size, None) - size // 2)
 
