@@ -383,8 +383,8 @@ class ModelServer:
         await self._retired(fallback)
 
     async def revert(self, model: ModelName, *, next_follows: bool = False) -> None:
-        """Undo the switch: the fallback serves again. Without one the model is out of service; if `next_follows`, requests
-        get `BeingReplaced` until another release is switched to.
+        """Undo the switch: the fallback serves again. Without one the model is out of service; if `next_follows`,
+        requests get `BeingReplaced` until another release is switched to.
 
         Returns when the new release's last request has left and it is closed. Raises `Conflict` outside probation.
         """
