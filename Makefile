@@ -22,7 +22,7 @@ test-package: $(STAMP) $(MODELS)/.fetched
 
 # Apart from `make test`, because counting lines makes the simulations take nearly three times as long.
 coverage: $(STAMP) $(MODELS)/.fetched
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -q --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "not package" --cov --cov-report=term:skip-covered
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

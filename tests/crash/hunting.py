@@ -3,12 +3,17 @@
 import itertools
 import random
 from collections.abc import Iterator
+from unittest.mock import patch
 
+from tests.crash import device
 from tests.crash.disk import Loss
 from tests.crash.exploring import attempt
 from tests.crash.mutants import Mutant
 from tests.crash.stories import Story
 from tests.crash.survey import Crash, Recording, Survey, crash, points
+
+PATIENCE_S = 2.0
+"""A mutant may wait for what never comes. What is to be crashed is waited for as long as anywhere else."""
 
 
 async def hunt(survey: Survey, mutant: Mutant, seed: int, tries_max: int) -> str:
@@ -17,10 +22,11 @@ async def hunt(survey: Survey, mutant: Mutant, seed: int, tries_max: int) -> str
     story, chance = survey.author().stories()[mutant.story](), random.Random(seed)
     with mutant.wrong():
         recording = await survey.record(story)
-        for left in itertools.islice(_drawn(recording, mutant, chance), tries_max):
-            if mutant.twice:
-                found, _ = await attempt(survey, story, await _second(survey, story, left, chance), restarts=True)
-            else:
+        for first in itertools.islice(_drawn(recording, mutant, chance), tries_max):
+            left = await _second(survey, story, first, chance) if mutant.twice else first
+            if left is None:
+                continue
+            with patch.object(device, "PATIENCE_S", PATIENCE_S):
                 found, _ = await attempt(survey, story, left, restarts=True)
             if caught := next((what for what in found if what.startswith(names)), ""):
                 return caught
@@ -38,8 +44,9 @@ def _drawn(recording: Recording, mutant: Mutant, chance: random.Random) -> Itera
             yield crash(recording, index, chance.choice(mutant.losses), chance.randrange(1000))
 
 
-async def _second(survey: Survey, story: Story, first: Crash, chance: random.Random) -> Crash:
-    """A crash while the device recovers from the first one."""
+async def _second(survey: Survey, story: Story, first: Crash, chance: random.Random) -> Crash | None:
+    """A crash while the device recovers from the first one; None if it does not."""
     _, recovery = await attempt(survey, story, first, recorded=True)
-    assert recovery is not None
+    if recovery is None:
+        return None
     return crash(recovery, chance.choice(points(recovery)), Loss.KILLED, 0, first)

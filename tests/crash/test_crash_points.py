@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash import device, recording
+from tests.crash import recording
 from tests.crash.exploring import Share, explore
 from tests.crash.hunting import hunt
 from tests.crash.invariants import ALL
@@ -44,8 +44,7 @@ async def test_no_crash_breaks_a_promise(survey: Survey, name: str) -> None:
 @pytest.mark.parametrize(
     ("survey", "mutant"), [pytest.param(one.run_s, one, id=one.name) for one in MUTANTS], indirect=["survey"]
 )
-async def test_a_wrong_agent_is_found_out(survey: Survey, mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "PATIENCE_S", 2.0)
+async def test_a_wrong_agent_is_found_out(survey: Survey, mutant: Mutant) -> None:
     assert await hunt(survey, mutant, SEED, TRIES_MAX), f"nobody noticed an agent that {mutant.name}"
 
 
