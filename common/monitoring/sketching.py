@@ -41,9 +41,7 @@ def pick(feature: Feature, array: Array) -> Array:
     Nothing is picked of an empty tensor.
     """
     if isinstance(feature, Classes) and feature.top:
-        rows = array[:ROWS_MAX]
-        searched = rows.ndim == 2 and rows.shape[1] and rows.size <= TOP_ELEMENTS_MAX
-        return np.argmax(rows, axis=1) if searched else np.empty(0, np.intp)
+        return _tops(array[:ROWS_MAX]) if array.ndim == 2 else np.empty(0, np.intp)
     if array.size <= ELEMENTS_MAX:
         return array.flatten()
     places = _places(array.size)
@@ -67,6 +65,11 @@ def sketch_of(samples: Iterable[Sampled]) -> Sketch | None:
         sketch = Sketch(reference=Digest(sample.digest), observations=1, features=features)
         total = sketch if total is None else merged(total, sketch)
     return total
+
+
+def _tops(rows: Array) -> NDArray[np.intp]:
+    searched = rows.shape[1] and rows.size <= TOP_ELEMENTS_MAX
+    return np.argmax(rows, axis=1) if searched else np.empty(0, np.intp)
 
 
 def _count_values(edges: NDArray[np.float64], values: NDArray[np.float64]) -> FeatureCounts:

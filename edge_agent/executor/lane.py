@@ -12,7 +12,7 @@ from collections.abc import Coroutine, Iterator
 
 from opentelemetry import trace
 
-from common.errors import StorageFailed, StorageFull, Unavailable
+from common.errors import FerryError, StorageFailed, StorageFull, Unavailable
 from common.ids import Digest
 from common.observability import context_from
 from common.wire import Shadow, Split
@@ -296,10 +296,20 @@ class Lane:
         keep = {release.slot for release in (state.installed, state.candidate, state.previous) if release is not None}
         wanted = wanted_downloads(state)
         dropped, self._downloads = self._downloads - wanted, set(wanted)
-        await asyncio.to_thread(self._parts.slots.tidy, state.model, keep, dropped)
+        with self._left_for_the_next_start():
+            await asyncio.to_thread(self._parts.slots.tidy, state.model, keep, dropped)
         if self._parts.optimised:
             served = [release.identity for release in (state.installed, state.candidate) if release is not None]
-            await asyncio.to_thread(self._parts.optimised.tidy, state.model, served)
+            with self._left_for_the_next_start():
+                await asyncio.to_thread(self._parts.optimised.tidy, state.model, served)
+
+    @contextlib.contextmanager
+    def _left_for_the_next_start(self) -> Iterator[None]:
+        """What cannot be removed is in nobody's way: the effects that follow matter more than the room."""
+        try:
+            yield
+        except (FerryError, OSError) as error:
+            logger.warning("cannot remove what is not needed any more: %s", error, extra={"model": self.state.model})
 
     async def _begin(self, name: str, work: Work, *, keep_candidate: bool = False) -> None:
         kept, self._candidate = (self._candidate, None) if keep_candidate else (None, self._candidate)

@@ -3,9 +3,9 @@
 An application that finds out later what was right (somebody sorted the parcel again) says so, and the release that gave
 the answer gets a labelled request, correct or not. Remembered is not the answer but what it said: for an output of
 floats [rows, classes] the place of the largest of each row, for integers, booleans and text the values, for other
-floats the values too, which are right within a tolerance that the label names. The memory is bounded in answers and in
-time and is gone after a restart. Several labels come all or not at all; an answer is counted once, however often it is
-labelled.
+floats the values too, which are right within a tolerance that the label names. The memory is bounded in answers, bytes
+and time and is gone after a restart. Several labels come all or not at all; an answer is counted once, however often it
+is labelled.
 """
 
 import threading
@@ -22,9 +22,12 @@ from common.clock import Clock
 from common.errors import InvalidInput, NotFound
 from common.ids import ModelName, Version
 from edge_agent.inference.requests import Inference
+from edge_agent.inference.tensors import bytes_of
 
 ANSWERS_MAX: Final = 4096
 """Answers that are remembered; the oldest goes first."""
+BYTES_MAX: Final = 8 * 1024 * 1024
+"""Of what they said, all together; a text that alone is larger is not remembered."""
 KEPT_S: Final = 3600.0
 ROWS_MAX: Final = 64
 """An output with more rows, or more elements that are no scores, is not remembered."""
@@ -72,12 +75,13 @@ class _Predicted(NamedTuple):
 class _Answer:
     """An answer that can be labelled until `until` (monotonic seconds)."""
 
-    __slots__ = ("labelled", "model", "predicted", "until", "version")
+    __slots__ = ("labelled", "model", "predicted", "size", "until", "version")
 
     def __init__(self, given: Inference, until: float, predicted: dict[str, _Predicted]) -> None:
         self.model, self.version = given.model, given.version
         self.until = until
         self.predicted = predicted
+        self.size = bytes_of(one.values for one in predicted.values())
         self.labelled = False
 
 
@@ -90,6 +94,7 @@ class Labels:
         self._kept_s = kept_s
         self._lock = threading.Lock()
         self._answers: OrderedDict[tuple[ModelName, str], _Answer] = OrderedDict()
+        self._bytes = 0
 
     def remember(self, model: ModelName, request_id: str, given: Inference) -> None:
         """The request `request_id` to `model` was answered so, perhaps by another model that a rule handed it on to; of
@@ -100,10 +105,13 @@ class Labels:
         predicted = {name: one for name, array in given.outputs.items() if (one := _predicted(array)) is not None}
         answer = _Answer(given, self._clock.monotonic() + self._kept_s, predicted)
         with self._lock:
+            self._forget(self._answers.pop((model, request_id), None))
+            if answer.size > BYTES_MAX:
+                return
             self._answers[model, request_id] = answer
-            self._answers.move_to_end((model, request_id))
-            if len(self._answers) > ANSWERS_MAX:
-                self._answers.popitem(last=False)
+            self._bytes += answer.size
+            while len(self._answers) > ANSWERS_MAX or self._bytes > BYTES_MAX:
+                self._forget(self._answers.popitem(last=False)[1])
 
     def label(self, model: ModelName, version: Version | None, labels: Sequence[Label]) -> Labelled:
         """Count the labels of answers of `model` (with `version`: of that release).
@@ -129,10 +137,13 @@ class Labels:
         rights = [one for _, right in counted for one in right]
         return Labelled(len(rights), sum(rights), len(labels) - len(counted))
 
+    def _forget(self, answer: _Answer | None) -> None:
+        self._bytes -= answer.size if answer is not None else 0
+
     def _find(self, model: ModelName, version: Version | None, label: Label, field: str) -> _Answer:
         answer = self._answers.get((model, label.id))
         if answer is None:
-            fix = f"give requests an id, and label within {self._kept_s:g} s and {ANSWERS_MAX} answers"
+            fix = f"give requests an id, and label within {self._kept_s:g} s, {ANSWERS_MAX} answers, {BYTES_MAX} bytes"
             message = f"no answer to the request {label.id[:80]!r} is remembered"
             raise NotFound(message, field=f"{field}.id", fix=fix)
         if answer.until < self._clock.monotonic():
@@ -167,8 +178,12 @@ def _compared(answer: _Answer, label: Label, field: str) -> list[bool]:
         raise InvalidInput("the answer is a number and no class", field=f"{field}.tolerance", fix=fix)
     if any(isinstance(value, str | bool) for value in wanted):
         raise InvalidInput("the answer is a number", field=f"{field}.label", fix="give a number")
+    try:
+        numbers = [float(value) for value in wanted]
+    except OverflowError:  # an integer of JSON may have any length
+        raise InvalidInput("an integer of over 308 digits", field=f"{field}.label", fix="give a number") from None
     return [
-        abs(found - value) <= label.tolerance for found, value in zip(predicted.values.tolist(), wanted, strict=True)
+        abs(found - value) <= label.tolerance for found, value in zip(predicted.values.tolist(), numbers, strict=True)
     ]
 
 

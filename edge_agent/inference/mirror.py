@@ -23,7 +23,7 @@ from edge_agent.inference.agreement import Agreement, Compared, answers_agree
 from edge_agent.inference.loaded import Loaded, Statistics
 from edge_agent.inference.niced import NICE
 from edge_agent.inference.requests import Inference, Request
-from edge_agent.inference.tensors import non_finite
+from edge_agent.inference.tensors import bytes_of, non_finite
 from edge_agent.inference.trial import Attempt, attempt
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Mirror:
         if request.chosen.first.interface != self.candidate.interface or self._chances.draw() >= self._terms.share:
             return
         live = outcome.outputs if isinstance(outcome, Inference) else {}
-        size = request.size + sum(array.nbytes for array in live.values())
+        size = request.size + bytes_of(live.values())
         if not self._make_room(size):
             return
         try:

@@ -1,6 +1,7 @@
 """What a device goes through from order to running model, with real files, HTTP, ONNX Runtime and patches."""
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -238,9 +239,9 @@ async def test_every_change_of_what_serves_is_in_the_journal_first(
         for name in ("switch", "commit", "revert", "retire"):
             act = getattr(device.server, name)
 
-            def spy(*subjects: object, name: str = name, act: Callable[..., object] = act) -> object:
+            def spy(*subjects: object, name: str = name, act: Callable[..., object] = act, **more: object) -> object:
                 seen.append((name, device.journal.load()[MODEL].stage.value))
-                return act(*subjects)
+                return act(*subjects, **more)
 
             monkeypatch.setattr(device.server, name, spy)
         await device.executor.accept(desk.order(desk.release("1", one)))
@@ -345,6 +346,20 @@ async def test_orders_that_must_not_be_followed_are_refused(
         assert await device.ask() == ("1", True)
         assert await device.executor.accept(desk.order(release))
         assert device.executor.standing().refused == ""
+
+
+async def test_what_cannot_be_removed_keeps_no_update_from_going_on(
+    tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> None:
+        raise OSError(errno.ENOTEMPTY, "somebody has it open")
+
+    async with device_at(tmp_path, desk) as device:
+        monkeypatch.setattr(device.slots, "tidy", busy)
+        for order, path in enumerate(real_models, 1):
+            await device.executor.accept(desk.order(desk.release(f"{order}", path.read_bytes())))
+            assert (await device.finished(order)).outcome == "succeeded"
+        assert await device.ask() == ("2", True)
 
 
 async def test_a_model_that_leaves_the_order_is_retired(

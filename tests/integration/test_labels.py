@@ -17,7 +17,7 @@ from common.ids import ModelName, Version
 from edge_agent import Device
 from edge_agent.identity import save_identity
 from edge_agent.inference.http import inference_app
-from edge_agent.inference.labels import ANSWERS_MAX, ROWS_MAX, Label, Labels
+from edge_agent.inference.labels import ANSWERS_MAX, BYTES_MAX, ROWS_MAX, Label, Labels
 from edge_agent.inference.listening import listen
 from edge_agent.inference.requests import Inference
 from edge_agent.telemetry.recorder import Recorder
@@ -109,6 +109,7 @@ def test_an_id_twice_in_one_call_is_counted_once() -> None:
         (Label(id="text", label=1), InvalidInput, r"labels\[1\]\.label.*the answer is text"),
         (Label(id="number", label=1), InvalidInput, r"labels\[1\]\.tolerance.*how far off"),
         (Label(id="number", label="x", tolerance=1), InvalidInput, r"labels\[1\]\.label.*give a number"),
+        (Label(id="number", label=10**400, tolerance=1), InvalidInput, r"labels\[1\]\.label.*give a number"),
         (Label(id="two", label=1), InvalidInput, r"labels\[1\]\.output.*name one of y0, y1"),
         (Label(id="two", label=1, output="z"), InvalidInput, r"labels\[1\]\.output: 'z'.*name one of y0, y1"),
         (Label(id="large", label=1), InvalidInput, r"labels\[1\]\.output.*at most 64 rows"),
@@ -144,6 +145,22 @@ def test_answers_are_forgotten_when_their_time_is_up_or_there_are_too_many() -> 
     assert memory.label("more-0", 1) == (1, 1, 0)
     with pytest.raises(NotFound, match="answered by version 1"):
         memory.label("more-1", 1, version=TWO)
+
+
+def test_long_texts_are_forgotten_before_they_take_much_memory() -> None:
+    memory = Memory()
+    for number in range(9):
+        memory.answer(f"{number}", np.array([chr(97 + number) * (BYTES_MAX // 8)], object))
+    with pytest.raises(NotFound, match="'1'"):
+        memory.label("1", "a")
+    assert memory.label("2", "a") == (1, 0, 0)
+    for _ in range(9):
+        memory.answer("8", np.array(["b" * (BYTES_MAX // 8)], object))
+    assert memory.label("2", "a") == (0, 0, 1), "an answer that was given anew takes its room once"
+    memory.answer("more", np.array(["c" * (BYTES_MAX + 1)], object))
+    with pytest.raises(NotFound, match="'more'"):
+        memory.label("more", "c")
+    assert memory.label("3", "d") == (1, 0, 0), "it did not drive the others out"
 
 
 def test_nothing_is_remembered_without_an_id_or_where_labels_are_off() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from msgspec import UNSET, UnsetType
+from onnx import TensorProto
 
 from common.ids import Version
 from common.wire import DesiredModel, Shadow, ShadowReport, UpdateReport
@@ -26,6 +27,7 @@ from tests.integration.small_models import (
     Y,
     adder,
     endless_unless_zero,
+    identity,
     nan_unless_zero,
     raises_unless_zero,
     renamed_output,
@@ -317,6 +319,23 @@ async def test_a_request_too_large_for_the_mirror_is_answered_and_dropped(device
         assert len(answer.outputs["y"]) == rows
         assert (mirror.report().dropped, mirror._bytes) == (1, 0)
     await device.server.discard(candidate)
+
+
+async def test_the_characters_of_texts_count_too(tmp_path: Path, desk: ReleaseDesk) -> None:
+    def repeat(path: Path) -> Path:
+        return identity(path, TensorProto.STRING, ["n"])
+
+    async with device_at(tmp_path, desk) as device:
+        await device.executor.accept(desk.order(released(desk, tmp_path, "1", repeat)))
+        await device.finished(1)
+        served = device.server.models()[0]
+        path = repeat(tmp_path / "candidate.onnx")
+        candidate = await device.server.prepare(MODEL, Version("2"), path, served.inputs, served.outputs)
+        text = np.array(["x" * (BYTES_MAX // 2 + 1)], object)
+        with device.server.mirroring(candidate, Shadow(for_s=1)) as mirror:
+            await device.server.infer(MODEL, None, {"x": text})
+            assert mirror.report().dropped == 1, "as question and answer they are more than fits"
+        await device.server.discard(candidate)
 
 
 async def test_mirrored_requests_count_neither_in_health_nor_in_telemetry(device: Device, tmp_path: Path) -> None:

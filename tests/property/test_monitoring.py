@@ -196,6 +196,8 @@ def test_bins_hold_a_tenth_each_classes_one_value_and_scores_their_largest() -> 
     top = next(feature for feature in reference.features if isinstance(feature, Classes) and feature.top)
     assert top.classes[int(np.argmax(top.counts))] == 2
     check_reference(reference, specs, SCORES)
+    for shape in ((), (3,), (2, 0), (1, 2, 3)):
+        assert pick(top, np.zeros(shape, np.float32)).size == 0, "an answer that is no table has no largest of each row"
 
 
 def test_a_reference_of_tensors_that_the_model_lacks_is_refused() -> None:

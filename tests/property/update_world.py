@@ -556,6 +556,8 @@ class World:
         for release in (state.installed, state.candidate):
             if release is not None:
                 assert self.disk.get(release.slot) == release.files, "the journal names an incomplete slot"
+        if state.stage in {Stage.IDLE, Stage.FAILED, Stage.RETIRED}:
+            assert state.candidate is None, "a slot is held for an update that is over"
         if state.installed is not None:
             stopped = state.stage is Stage.REPLACING
             assert stopped or self.serving is not None, "there is an installed release and nothing answers"
