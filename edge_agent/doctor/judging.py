@@ -12,6 +12,7 @@ import msgspec
 from common.delta.codecs import CODEC_PCO
 from common.errors import FerryError, Unauthenticated
 from common.ids import ModelName
+from edge_agent.inference.memory import needed
 from edge_agent.update import ModelState
 
 Verdict = Literal["ok", "warning", "problem"]
@@ -21,8 +22,6 @@ ROOM_BYTES_MIN = 256 * MIB
 """Less room than this beside the reserve, and a model of common size may not fit."""
 MEMORY_BYTES_MIN = 64 * MIB
 """What the agent itself needs to go on."""
-SESSION_PER_MODEL_BYTE = 2.0
-"""Memory that a second session of a model takes while it is swapped, for each byte of its files, roughly."""
 CLOCK_WARNING_S = 30.0
 CLOCK_PROBLEM_S = 300.0
 """Certificates and orders of some minutes' age are then refused, or expired ones accepted."""
@@ -68,10 +67,11 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes of the machine, and of the files of the largest model that is installed."""
+    """Bytes of the machine, of what is left to others (`reserve`) and of the largest installed model."""
 
     total: int
     available: int
+    reserve: int = 0
     largest_model: int = 0
 
 
@@ -180,13 +180,14 @@ def codecs(names: Sequence[str]) -> Finding:
 
 def memory(facts: Memory) -> Finding:
     """Is there room for a second session during an update?"""
-    needed = int(facts.largest_model * SESSION_PER_MODEL_BYTE) + MEMORY_BYTES_MIN
+    second = needed(facts.largest_model, None) + facts.reserve if facts.largest_model else 0
     found = f"{size(facts.available)} of {size(facts.total)} are available"
     if facts.available < MEMORY_BYTES_MIN:
         return problem("memory", found, "stop other programs, or give the machine swap")
-    if facts.available < needed:
-        fix = "roll out a smaller variant, or stop other programs during updates"
-        return warning("memory", f"{found}; swapping the largest model takes about {size(needed)}", fix)
+    if facts.available < second:
+        fix = "nothing, if a short stop is fine; or roll out a smaller variant, or stop other programs during updates"
+        what = f"a second release of the largest model may take {size(second)}: an update may stop the first for it"
+        return warning("memory", f"{found}; {what}", fix)
     return ok("memory", found)
 
 

@@ -71,12 +71,17 @@ async def examine(settings: AgentSettings) -> tuple[Finding, ...]:
     """Every check that can be made here, the basic ones first."""
     first = [judging.folder(_folder(settings))]
     if first[0].verdict == "problem" and not settings.data.is_dir():
-        return (*first, *await _of_the_machine(()))
+        return (*first, *await _of_the_machine((), 0))
     identity, finding = _identity(settings.data)
     first.append(finding)
     states, found = await _journal(settings.data)
     first += found
-    later = [_of_the_machine(states), _agent(settings), _slots(settings, states), _spool(settings)]
+    later = [
+        _of_the_machine(states, settings.memory_reserve_bytes),
+        _agent(settings),
+        _slots(settings, states),
+        _spool(settings),
+    ]
     if identity is not None:
         later += [_controller(identity, settings), _broker(identity, settings)]
     gathered = await asyncio.gather(*later)
@@ -136,11 +141,14 @@ async def _journal(data: Path) -> tuple[tuple[ModelState, ...], list[Finding]]:
     return tuple(states), found
 
 
-async def _of_the_machine(states: Iterable[ModelState]) -> list[Finding]:
+async def _of_the_machine(states: Iterable[ModelState], reserve: int) -> list[Finding]:
     """Runtime, patches, memory."""
     memory = psutil.virtual_memory()
     facts = judging.Memory(
-        total=memory.total, available=memory.available, largest_model=judging.largest_model(tuple(states))
+        total=memory.total,
+        available=memory.available,
+        reserve=reserve,
+        largest_model=judging.largest_model(tuple(states)),
     )
     runtime = await _within("runtime", RUNTIME_S, _runtime())
     return [*runtime, judging.codecs(CODECS), judging.memory(facts)]

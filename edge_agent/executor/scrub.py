@@ -4,7 +4,8 @@ Disks forget. A release that serves is in memory, so nobody would notice before 
 Every `scrub_interval_s` all files of installed and previous releases are read, at the lowest priority and no faster
 than `scrub_bytes_per_s`; from the disk, not from the page cache, unless an engine has them mapped, and then what it
 sees is what matters. A file that is not what its digest says is replaced by the same file from the other slot, or it
-is fetched again. Until that has worked the device says so in its report.
+is fetched again. Until that has worked the device says so in its report. Optimised graphs are read too; they are made
+again from the slot.
 """
 
 import asyncio
@@ -15,11 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from common.artifact import ArtifactRef, Hasher
+from common.artifact import ArtifactRef, Hasher, hex_of
 from common.errors import FerryError
 from edge_agent.executor.lane import Lane
 from edge_agent.executor.parts import Parts
 from edge_agent.inference.niced import run_niced
+from edge_agent.inference.optimised import OptimisedModels
 from edge_agent.slots import BLOCK_BYTES, is_damage
 from edge_agent.update import MANIFEST_FILE, Slot, Stage
 from edge_agent.update import events as ev
@@ -60,13 +62,30 @@ class Scrub:
     async def look(self) -> None:
         """Read everything once and mend what is bad."""
         for lane in self._lanes():
-            bad = [named for named in _named(lane) if not await self._is_sound(lane, named)]
-            for named in (one for one in bad if _is_settled(lane, one)):
-                await self._mend(lane, named)
+            named = list(_named(lane))
+            bad = [one for one in named if not await self._is_sound(lane, self._path(lane, one), one.ref)]
+            for one in bad:
+                if _is_settled(lane, one):
+                    await self._mend(lane, one)
+            if self._parts.optimised:
+                await self._look_at_optimised(lane, self._parts.optimised)
 
-    async def _is_sound(self, lane: Lane, named: Named) -> bool:
-        path = self._path(lane, named)
-        return await run_niced(lambda: self._read(path, named.ref), f"scrub-{lane.state.model}")
+    async def _is_sound(self, lane: Lane, path: Path, ref: ArtifactRef) -> bool:
+        return await run_niced(lambda: self._read(path, ref), f"scrub-{lane.state.model}")
+
+    async def _look_at_optimised(self, lane: Lane, cache: OptimisedModels) -> None:
+        """A graph that went bad goes; the release whose session has it mapped is loaded again, and makes a new one."""
+        model = lane.state.model
+        for file in await asyncio.to_thread(cache.kept, model):
+            if await self._is_sound(lane, file.path, file.ref) or not file.path.exists():
+                continue  # or its release has left meanwhile
+            logger.warning("an optimised model went bad on the disk", extra={"model": model, "file": str(file.path)})
+            self._parts.findings.bad()
+            await asyncio.to_thread(cache.drop, file)
+            self._parts.findings.mended()
+            installed = lane.state.installed
+            if installed is not None and hex_of(installed.identity) == file.release:
+                lane.feed(ev.Mended(at=self._parts.clock.now(), slot=installed.slot))
 
     async def _mend(self, lane: Lane, named: Named) -> None:
         model, slots = lane.state.model, self._parts.slots

@@ -22,7 +22,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -46,6 +46,14 @@ BYTES_MAX = 512 * 1024 * 1024
 BLOCK_BYTES = 1024 * 1024
 
 Free = Callable[[Path], int]
+
+
+class KeptFile(NamedTuple):
+    """A file of an entry: at `path`, `ref` when it was written, for the release whose identity is `release` in hex."""
+
+    release: str
+    path: Path
+    ref: ArtifactRef
 
 
 class Optimiser(Protocol):
@@ -117,6 +125,19 @@ class OptimisedModels:
         if session is not None:
             session.close()
         return _is_intact(entry)
+
+    def kept(self, model: ModelName) -> list[KeptFile]:
+        """The files of the model's entries that could be loaded."""
+        files: list[KeptFile] = []
+        for release in _below(self._folder / model):
+            for entry in _below(release) if release.name != NEW else ():
+                with suppress(OSError, msgspec.DecodeError):
+                    files += [KeptFile(release.name, entry / name, ref) for name, ref in _digests(entry).items()]
+        return files
+
+    def drop(self, file: KeptFile) -> None:
+        """Remove the entry that `file` belongs to."""
+        durable.remove(file.path.parent)
 
     def tidy(self, model: ModelName, keep: Collection[Digest]) -> None:
         """Remove the model's entries for releases that are not in `keep`."""
@@ -233,11 +254,15 @@ def _keep(new: Path, entry: Path) -> None:
 def _is_intact(entry: Path) -> bool:
     """Whether all of the entry's files, and no others, are what was written."""
     try:
-        files = msgspec.json.decode((entry / DIGESTS_FILE).read_bytes(), type=dict[str, ArtifactRef])
+        files = _digests(entry)
         names = {file.name for file in _files(entry)} - {DIGESTS_FILE}
         return names == files.keys() and all(_ref(entry / name) == ref for name, ref in files.items())
     except (OSError, msgspec.DecodeError):
         return False
+
+
+def _digests(entry: Path) -> dict[str, ArtifactRef]:
+    return msgspec.json.decode((entry / DIGESTS_FILE).read_bytes(), type=dict[str, ArtifactRef])
 
 
 def _ref(file: Path) -> ArtifactRef:

@@ -11,9 +11,11 @@ import pytest
 
 from common.artifact import digest_of
 from edge_agent.executor.scrub import Scrub
+from edge_agent.inference.optimised import GRAPH_FILE, OptimisedModels
+from edge_agent.inference.ort import OrtEngine
 from edge_agent.update import MANIFEST_FILE, Stage
 from tests.conftest import eventually
-from tests.integration.agent_bench import Device, device_at
+from tests.integration.agent_bench import PLENTY, Device, device_at
 from tests.integration.release_desk import MODEL, ONNX_FILE, ReleaseDesk
 from tests.integration.small_models import WEIGHTS_FILE, mapped, weighted
 
@@ -80,6 +82,28 @@ async def test_a_file_that_went_bad_is_mended_under_the_release_that_serves(
         again = desk.asked.total()
         await scrub(device).look()
         assert desk.asked.total() == again, "there is nothing left to mend"
+
+
+async def test_an_optimised_graph_that_went_bad_is_made_again_and_mapped_anew(
+    tmp_path: Path, desk: ReleaseDesk
+) -> None:
+    engine = OrtEngine()
+    cache = OptimisedModels(tmp_path / "optimised", engine, model_bytes_min=0, reserve_bytes=0, free=lambda _: PLENTY)
+    async with device_at(tmp_path, desk, engine=engine, optimised=cache) as device:
+        await install(device, desk, tmp_path, 1)
+        graph = next(file.path for file in cache.kept(MODEL) if file.path.name == GRAPH_FILE)
+        served = device.server._placements[MODEL].current
+        right = rot(graph)
+        await scrub(device).look()
+        await device.executor._lanes[MODEL].settled()
+        assert graph.read_bytes() == right
+        assert device.server._placements[MODEL].current is not served, "what it had mapped was bad"
+        assert await answer(device) == ("1", 1.0)
+        assert device.executor._parts.findings.take() == (1, 1)
+        served = device.server._placements[MODEL].current
+        await scrub(device).look()
+        await device.executor._lanes[MODEL].settled()
+        assert device.server._placements[MODEL].current is served, "there is nothing left to mend"
 
 
 async def test_what_the_other_slot_has_is_not_fetched(tmp_path: Path, desk: ReleaseDesk) -> None:

@@ -57,7 +57,12 @@ CASES: list[tuple[Finding | list[Finding] | None, str, str]] = [
     (judging.codecs(("tensor-pco.1", "tensor-zstd.1")), "ok", "tensor-pco.1"),
     (judging.codecs(("tensor-zstd.1",)), "warning", "without pcodec"),
     (judging.memory(judging.Memory(total=10**9, available=5 * 10**8, largest_model=10**8)), "ok", "500 MB"),
-    (judging.memory(judging.Memory(total=10**9, available=2 * 10**8, largest_model=10**8)), "warning", "267 MB"),
+    (judging.memory(judging.Memory(total=10**9, available=2 * 10**8, largest_model=10**8)), "warning", "317 MB"),
+    (
+        judging.memory(judging.Memory(total=10**9, available=4 * 10**8, reserve=10**8, largest_model=10**8)),
+        "warning",
+        "stop",
+    ),
     (judging.memory(judging.Memory(total=10**9, available=10**7)), "problem", "10 MB of 1.0 GB"),
     (judging.journal(1, ""), "ok", "1 model"),
     (judging.journal(0, "file is not a database"), "problem", "file is not a database"),
