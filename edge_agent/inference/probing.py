@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.artifact.tensors import Array
-from common.errors import FerryError
+from common.errors import FerryError, InvalidInput
 from edge_agent.inference.engine import NOTHING, Beside, EngineFailure
 from edge_agent.inference.ort import OrtEngine, OrtSession
 from edge_agent.inference.provider_memory import Entry, ProviderMemory, key_of
@@ -102,10 +102,21 @@ class ProbingEngine:
         return key, self._memory.get(key).choice
 
     def _probed(self, path: Path, beside: Beside, key: str) -> OrtSession:
-        """Try all providers, one of them stays loaded. What the CPU does wrong is the release's fault."""
+        """Try all providers, one of them stays loaded. A release that takes no made-up input (open axes that may not be
+        of any length) stays on the CPU: there is nothing to hold answers against.
+        """
         sessions = {CPU: self._engine.load(path, beside)}
         try:
             question = _question(sessions[CPU])
+        except (EngineFailure, InvalidInput) as error:
+            self._memory.put(
+                key, Entry(Choice(CPU, {CPU: f"not compared, it takes no made-up input: {error.message}"}))
+            )
+            return sessions[CPU]
+        except BaseException:
+            sessions[CPU].close()
+            raise
+        try:
             died = self._memory.get(key).died
             ratings = [Rating(provider, trouble="the program died while it was tried") for provider in died]
             for provider in self._providers[1:]:
@@ -141,7 +152,7 @@ class ProbingEngine:
 
 def _question(session: OrtSession) -> Question:
     """What to ask: numbers that tell answers apart, or zeros for a model that takes no such ones."""
-    with contextlib.suppress(FerryError):
+    with contextlib.suppress(EngineFailure, InvalidInput):
         feeds = made_up(session.inputs)
         return Question(feeds, _run(session, feeds))
     feeds = synthetic(session.inputs)

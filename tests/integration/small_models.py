@@ -55,6 +55,22 @@ def capped_adder(path: Path, number: int, most: float) -> Path:
     return _save(path, nodes, constants)
 
 
+def needs_rows(path: Path, rows: int) -> Path:
+    """y = x + 1 for at least `rows` rows, an error for fewer, though the axis is open."""
+    constants = [
+        numpy_helper.from_array(np.array([rows - 1], np.int64), "last"),
+        numpy_helper.from_array(np.array([0], np.float32), "zero"),
+        numpy_helper.from_array(np.array([1], np.float32), "one"),
+    ]
+    nodes = [
+        helper.make_node("Gather", ["x", "last"], ["row"], axis=0),
+        helper.make_node("Mul", ["row", "zero"], ["zeros"]),
+        helper.make_node("Add", ["zeros", "one"], ["ones"]),
+        helper.make_node("Add", ["x", "ones"], ["y"]),
+    ]
+    return _save(path, nodes, constants)
+
+
 def channel_means(path: Path) -> Path:
     """scores = the mean of each channel of `image`, FP32 [1, 3, 2, 2]."""
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 2, 2])

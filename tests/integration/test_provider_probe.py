@@ -25,7 +25,7 @@ from edge_agent.inference.providers import CPU
 from edge_agent.inference.selftest import SamplesFile
 from edge_agent.inference.serving import ModelServer
 from edge_agent.telemetry.recorder import Recorder
-from tests.integration.small_models import MODEL, X, Y, adder, capped_adder, slow_adder
+from tests.integration.small_models import MODEL, X, Y, adder, capped_adder, needs_rows, slow_adder
 from tests.integration.test_live_weights import heads
 
 OTHER, OPENVINO = "OtherExecutionProvider", "OpenVINOExecutionProvider"
@@ -62,8 +62,19 @@ def seen(folder: Path) -> dict[str, str]:
     return found
 
 
-def answer(session: OrtSession) -> float:
-    return float(session.run({"x": np.zeros((1, 4), np.float32)}, ["y"])["y"][0, 0])
+def answer(session: OrtSession, rows: int = 1) -> float:
+    return float(session.run({"x": np.zeros((rows, 4), np.float32)}, ["y"])["y"][0, 0])
+
+
+def test_a_model_that_takes_no_made_up_input_stays_on_the_cpu(tmp_path: Path) -> None:
+    engine = TwoProviders(adder(tmp_path / "fast.onnx", 1))
+    picky = needs_rows(tmp_path / "picky.onnx", 3)
+    session = probing(engine, tmp_path).load(picky, HERE)
+    assert answer(session, rows=3) == 1
+    assert engine.loads == [CPU]
+    assert "made-up" in seen(tmp_path)[CPU]
+    probing(engine, tmp_path).load(picky, HERE)
+    assert engine.loads == [CPU, CPU], "it is not tried again"
 
 
 def test_the_faster_provider_is_kept_and_a_restart_does_not_try_again(tmp_path: Path) -> None:
