@@ -56,30 +56,10 @@ class Tested(NamedTuple):
         )
 
 
-def check_answers(
-    session: Session, file: SamplesFile, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+def read_samples(
+    file: SamplesFile, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
 ) -> tuple[Sample, ...]:
-    """Run every sample once and compare; the samples, for `measure`.
-
-    Raises `SelfTestFailed`, `NotFound` (there is no such file) and `Unavailable` (no memory; it says nothing).
-    """
-    samples = _read(file, inputs, outputs)
-    for sample in samples:
-        if difference := first_difference(file.terms.rules, sample, _answers(session, sample, file.terms)):
-            raise SelfTestFailed(difference)
-    return samples
-
-
-def measure(session: Session, samples: tuple[Sample, ...], terms: SelfTest, elapsed: Callable[[], float]) -> Tested:
-    """How long the samples take, if there is a bound; `elapsed` reads a steady clock, in seconds."""
-    if terms.latency_max_s is None:
-        return Tested(len(samples))
-    times = {sample.name: _best_time(session, sample, terms, elapsed) for sample in samples}
-    slowest = max(times, key=times.__getitem__)
-    return Tested(len(samples), slowest, times[slowest], terms.latency_max_s)
-
-
-def _read(file: SamplesFile, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> tuple[Sample, ...]:
+    """At least one. Raises `SelfTestFailed` for samples of another model, and `NotFound` (there is no such file)."""
     try:
         with file.path.open("rb") as source:
             data = source.read(SAMPLES_BYTES_MAX + 1)
@@ -90,6 +70,22 @@ def _read(file: SamplesFile, inputs: tuple[TensorSpec, ...], outputs: tuple[Tens
     except (IntegrityFailure, InvalidInput) as error:
         raise SelfTestFailed(f"the samples are of no use: {error}") from error
     return samples
+
+
+def check_answers(session: Session, samples: tuple[Sample, ...], terms: SelfTest) -> None:
+    """Run every sample once and compare. Raises `SelfTestFailed` and `Unavailable` (no memory; it says nothing)."""
+    for sample in samples:
+        if difference := first_difference(terms.rules, sample, _answers(session, sample, terms)):
+            raise SelfTestFailed(difference)
+
+
+def measure(session: Session, samples: tuple[Sample, ...], terms: SelfTest, elapsed: Callable[[], float]) -> Tested:
+    """How long the samples take, if there is a bound; `elapsed` reads a steady clock, in seconds."""
+    if terms.latency_max_s is None:
+        return Tested(len(samples))
+    times = {sample.name: _best_time(session, sample, terms, elapsed) for sample in samples}
+    slowest = max(times, key=times.__getitem__)
+    return Tested(len(samples), slowest, times[slowest], terms.latency_max_s)
 
 
 def _best_time(session: Session, sample: Sample, terms: SelfTest, elapsed: Callable[[], float]) -> float:

@@ -56,10 +56,10 @@ from edge_agent.inference.placement import Placement, Placements
 from edge_agent.inference.recall import CACHE_BYTES_MAX, Recall
 from edge_agent.inference.requests import Inference
 from edge_agent.inference.scheduling import BATCH_BYTES_MAX, PRIORITY_DEFAULT, WaitingLimits
-from edge_agent.inference.selftest import SamplesFile, Tested, check_answers, measure
+from edge_agent.inference.selftest import SamplesFile, Tested, check_answers, measure, read_samples
 from edge_agent.inference.sides import NO_WISH, Wish
 from edge_agent.inference.timelimit import TimeLimited
-from edge_agent.inference.trial import ModelRejected, check, probe
+from edge_agent.inference.trial import ModelRejected, check_runs, check_signature, probe
 from edge_agent.inference.warming import warm
 from edge_agent.inference.watch import NEVER_S, WatchTerms, open_watch
 
@@ -270,14 +270,19 @@ class ModelServer:
         session_of = load or (lambda path: self._engine.load(path, extras.beside))
 
         def tried() -> tuple[Opened, tuple[Sample, ...]]:
+            given = read_samples(samples, inputs, outputs) if samples else ()
             opened = open_release(session_of, path, inputs, extras.pipeline, self._run_s_max)
+            if given:  # what is made up may be nothing that this model takes
+                opened = opened._replace(example=given[0].inputs)
             limited = TimeLimited(opened.session, self._run_s_max)
             with _closed_on_failure(opened.session):
-                check(limited, inputs, outputs, opened.example)
-                answered = check_answers(limited, samples, inputs, outputs) if samples else ()
+                check_signature(opened.session, inputs, outputs)
+                if samples:
+                    check_answers(limited, given, samples.terms)
+                check_runs(limited, outputs, opened.example)
                 if opened.row_wise:
                     warm(limited, inputs, outputs, opened.example, runs, bytes_max=self._batch_bytes_max)
-                return opened, answered
+                return opened, given
 
         def convincing() -> tuple[Opened, tuple[Sample, ...]]:
             try:

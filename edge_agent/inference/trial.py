@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from common.artifact import TensorSpec
 from common.artifact.tensors import DTYPES, Array
 from common.errors import FerryError, InvalidInput
-from edge_agent.inference.engine import Session
+from edge_agent.inference.engine import EngineFailure, Session
 from edge_agent.inference.health import Health
 from edge_agent.inference.tensors import mismatch, non_finite
 
@@ -55,23 +55,29 @@ def attempt(release: Runnable, feeds: Mapping[str, Array], outputs: Sequence[str
     return Attempt(outputs=found, flaw=non_finite(found))
 
 
-def check(
-    session: Session, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]
-) -> None:
-    """Raise unless the session is what its manifest says and answers the made-up `feeds` well, which also warms it up.
+def check_signature(session: Session, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    """Raise `ModelRejected` unless the session has the tensors of its manifest."""
+    _check_tensors("input", inputs, session.inputs)
+    _check_tensors("output", outputs, session.outputs)
 
-    Raises `ModelRejected`, or what the engine raises.
+
+def check_runs(session: Runnable, outputs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> None:
+    """Raise unless the session answers `feeds` well, which also warms it up.
+
+    Raises `ModelRejected`, and `Unavailable` (no memory; it says nothing).
     """
-    for kind, promised, found in (("input", inputs, session.inputs), ("output", outputs, session.outputs)):
-        _check_signature(kind, promised, found)
     names = [spec.name for spec in outputs]
     for _ in range(WARM_UP_RUNS):
         try:
             flaw = non_finite(session.run(feeds, names))
         except InvalidInput as error:
-            raise ModelRejected(f"a step takes no made-up input: {error}", fix="give the step an example()") from error
+            fix = "give the step an example(), or the release samples"
+            raise ModelRejected(f"a step takes no made-up input: {error}", fix=fix) from error
+        except EngineFailure as error:
+            fix = "if an open axis may not be of length 1, publish the release with samples"
+            raise ModelRejected(f"the first run fails: {error.message}", fix=fix) from error
         if flaw:
-            raise ModelRejected(f"output {flaw!r} is not finite for an input of zeros", field="outputs")
+            raise ModelRejected(f"output {flaw!r} is not finite in the first run", field="outputs")
 
 
 def probe(release: Runnable, feeds: Mapping[str, Array], outputs: Sequence[str], count: int) -> Health:
@@ -84,7 +90,7 @@ def probe(release: Runnable, feeds: Mapping[str, Array], outputs: Sequence[str],
     return Health(count, errors, consecutive)
 
 
-def _check_signature(kind: str, promised: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...]) -> None:
+def _check_tensors(kind: str, promised: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...]) -> None:
     for spec in promised:
         if spec.datatype not in DTYPES:
             unknown = f"{kind} {spec.name!r} has type {spec.datatype}"

@@ -29,7 +29,7 @@ from edge_agent.update.outcomes import SLOW_TRIES_MAX
 from tests.conftest import eventually
 from tests.integration.agent_bench import Device, device_at
 from tests.integration.release_desk import MODEL, ONNX_FILE, ReleaseDesk, fails_on
-from tests.integration.small_models import X, Y, adder, endless_unless_zero
+from tests.integration.small_models import X, Y, adder, endless_unless_zero, needs_rows
 
 OUTPUT = "target_label"
 NEAR = Close(rtol=1e-3, atol=1e-3)
@@ -144,6 +144,25 @@ async def test_a_release_that_answers_otherwise_than_it_did_for_its_publisher_ne
     async with device_at(tmp_path, desk) as device:  # the quarantine outlives the program
         assert await device.ask() == ("1", True)
         assert device.model and device.model.phase == "failed"
+
+
+async def test_a_model_that_takes_no_made_up_input_is_tried_on_its_samples(tmp_path: Path, desk: ReleaseDesk) -> None:
+    model = needs_rows(tmp_path / "picky.onnx", 3).read_bytes()
+    x = np.ones((3, 4), np.float32)
+    samples = encode_samples([Sample("three-rows", {"x": x}, {"y": x + 1})])
+    test = SelfTest(samples=SAMPLES_FILE, count=1, rules={"y": NEAR})
+    async with device_at(tmp_path, desk) as device:
+        await device.executor.accept(desk.order(desk.release("1", model)))
+        update = await device.finished(1)
+        assert (update.outcome, update.reason) == ("failed", "model_rejected")
+        assert "publish the release with samples" in update.detail
+        proven = desk.release(
+            "2", model + b"\x72\x00", weights={SAMPLES_FILE: samples}, self_test=test, probation_s=0.0
+        )
+        await device.executor.accept(desk.order(proven))
+        assert (await device.finished(2)).outcome == "succeeded", "its own probes are samples too"
+        answer = await device.server.infer(MODEL, None, {"x": x})
+        assert (answer.version, float(answer.outputs["y"][0, 0])) == ("2", 2.0)
 
 
 async def test_samples_count_in_the_byte_budget_and_are_not_fetched_twice(tmp_path: Path, desk: ReleaseDesk) -> None:
