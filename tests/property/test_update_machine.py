@@ -109,6 +109,10 @@ class Updates(RuleBasedStateMachine):
     def a_slot_rots(self, slot: Slot) -> None:
         self.world.rot(slot)
 
+    @rule(slot=st.sampled_from(SLOTS))
+    def a_slot_is_mended(self, slot: Slot) -> None:
+        self.world.mend(slot)
+
     @rule(version=VERSIONS)
     def the_engine_changes(self, version: int) -> None:
         self.world.change_engine(version)
@@ -238,8 +242,10 @@ def walk(world: World, chance: random.Random) -> None:
             world.look_again()
         elif draw < 0.9:
             world.happen(lambda at: ev.Withdrawn(at=at))
-        elif draw < 0.92:
+        elif draw < 0.915:
             world.rot(chance.choice(SLOTS))
+        elif draw < 0.92:
+            world.mend(chance.choice(SLOTS))
         elif draw < 0.93:
             world.change_engine(chance.randint(1, 3))
         elif draw < 0.94:

@@ -202,6 +202,11 @@ class World:
             self.disk[slot] = {**self.disk[slot], "weights.bin": ref_of("rotten")}
             self.die(clean=True)
 
+    def mend(self, slot: Slot) -> None:
+        """One of a slot's files had gone bad and is replaced while the program runs."""
+        if slot in self.disk:
+            self.happen(lambda at: ev.Mended(at=at, slot=slot))
+
     def change_engine(self, version: int) -> None:
         """The program is started anew with an engine that refuses a release."""
         self.unloadable.add(ref_of(f"model {version}").digest)
