@@ -238,9 +238,9 @@ async def test_every_change_of_what_serves_is_in_the_journal_first(
         for name in ("switch", "commit", "revert", "retire"):
             act = getattr(device.server, name)
 
-            def spy(*subjects: object, name: str = name, act: Callable[..., object] = act) -> object:
+            def spy(*subjects: object, name: str = name, act: Callable[..., object] = act, **terms: object) -> object:
                 seen.append((name, device.journal.load()[MODEL].stage.value))
-                return act(*subjects)
+                return act(*subjects, **terms)
 
             monkeypatch.setattr(device.server, name, spy)
         await device.executor.accept(desk.order(desk.release("1", one)))
