@@ -11,16 +11,16 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-import uvloop
 
 from common import durable
 from common.errors import FerryError, InvalidInput
-from common.observability import otlp_endpoint, setup_logging, setup_tracing
-from controller.app import Controller
 from controller.config import CONFIG_FILE, Settings, all_settings, load_settings
-from controller.metrics import SERVICE
+
+if TYPE_CHECKING:
+    from controller.app import Controller
 
 FAILED = 1
 USAGE = 2
@@ -43,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         settings = load_settings(given, os.environ, config or "")
+        import uvloop
+
+        from common.observability import setup_logging
+
         setup_logging(settings.log_level)
         uvloop.run(_serve(settings, Path(ready_file) if ready_file else None))
     except FerryError as error:
@@ -51,6 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 async def _serve(settings: Settings, ready_file: Path | None) -> None:
+    from common.observability import otlp_endpoint, setup_tracing
+    from controller.app import Controller
+    from controller.metrics import SERVICE
+
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -65,7 +73,7 @@ async def _serve(settings: Settings, ready_file: Path | None) -> None:
         tracing.shutdown()
 
 
-def _announce(controller: Controller, ready_file: Path | None) -> None:
+def _announce(controller: "Controller", ready_file: Path | None) -> None:
     token_file = str(controller.admin_token_file)
     print(  # noqa: T201  this is a command
         f"API     {controller.url}\nbroker  {controller.broker_url}\ntoken   {token_file}\n"

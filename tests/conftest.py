@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,11 @@ settings.load_profile("untimed")
 
 # Tests keep every machine busy, and an agent would put its updates off for that.
 os.environ["FERRY_AGENT_DEFER_S_MAX"] = "0"
+
+# Some machines are told to keep no compiled code. Then each of the hundreds of programs that tests start would compile
+# all of ours again: a fifth of what a start costs.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for the tests that load onnxruntime themselves, to compare with
 

@@ -11,9 +11,15 @@ from tests.e2e.world import World
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def controller_environment() -> dict[str, str]:
+    """Settings of the controller, for a module to override."""
+    return {}
+
+
+@pytest.fixture
+def world(tmp_path: Path, controller_environment: dict[str, str]) -> Iterator[World]:
     """A controller without devices."""
-    world = World(tmp_path)
+    world = World(tmp_path, controller_environment)
     try:
         world.start()
         yield world

@@ -52,10 +52,10 @@ def said(world: World, target: str) -> str:
 
 
 def test_a_device_keeps_answering_without_a_controller_and_reports_when_it_is_back(
-    world: World, real_models: tuple[Path, Path]
+    world: World, real_models: tuple[Path, Path], tuned: Path
 ) -> None:
     world.add_device("one")
-    world.roll_out("1", real_models[0])
+    world.roll_out("1", real_models[1])
     world.controller.kill()
     assert world.answer("one", CONTENT).version == "1"
     world.agents["one"].kill()
@@ -63,7 +63,7 @@ def test_a_device_keeps_answering_without_a_controller_and_reports_when_it_is_ba
     assert world.answer("one", CONTENT).version == "1", "a restart needs nobody either"
     world.start()
     until(lambda: world.device("one").presence == "online", "the device is online again", world)
-    world.roll_out("2", real_models[1])
+    world.roll_out("2", tuned)
 
 
 def test_a_release_is_immutable_and_a_file_that_is_no_model_is_refused(

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.e2e
 
 CONTENT = Path(__file__).read_bytes()
 QUICKLY = ("--bake", "0", "-o", "name")
+SHADOW = "6s"
 
 
 def ferry(world: World, *words: object) -> Result:
@@ -53,8 +54,8 @@ def test_a_release_is_compared_then_shares_the_requests_then_answers_all(
     world.publish("2", tuned)
     application.start()
     try:
-        shadow = ("--shadow", "12s", "--shadow-agree", "top1", "--shadow-agreement", "90%", "--shadow-samples", 2)
-        split = ("--split", "50%", "--split-header", "X-Model-Side", "--probation", "8s")
+        shadow = ("--shadow", SHADOW, "--shadow-agree", "top1", "--shadow-agreement", "90%", "--shadow-samples", 2)
+        split = ("--split", "50%", "--split-header", "X-Model-Side", "--probation", "4s")
         rollout = created(world, f"{MODEL}@2", *shadow, *split)
         until(lambda: phase(world) == "shadowing", "it is compared", world)
         assert answering(world, "candidate") == "1", "nobody can ask it yet"
@@ -75,7 +76,7 @@ def test_a_release_is_compared_then_shares_the_requests_then_answers_all(
     shown = ferry(world, "device", "show", "one").stdout
     assert "2: shadow pass: 100.0 % agree" in shown
     assert "2: split: new: " in shown
-    assert "12 s, 100.0% of the requests" in ferry(world, "rollout", "show", rollout).stdout
+    assert f"{SHADOW.removesuffix('s')} s, 100.0% of the requests" in ferry(world, "rollout", "show", rollout).stdout
     assert "shadow pass" in ferry(world, "rollout", "show", rollout, "--devices").stdout
 
 
@@ -85,7 +86,7 @@ def test_a_release_that_disagrees_is_refused_before_anybody_got_an_answer_from_i
     world.publish("2", broken)
     application.start()
     try:
-        shadow = ("--shadow", "12s", "--shadow-agreement", "0.5", "--shadow-samples", 2)
+        shadow = ("--shadow", SHADOW, "--shadow-agreement", "0.5", "--shadow-samples", 2)
         rollout = created(world, f"{MODEL}@2", *shadow)
         watched = ferry(world, "rollout", "watch", rollout)
     finally:

@@ -18,7 +18,7 @@ import pytest
 from common.artifact.manifest import DEFAULT_VARIANT
 from common.ids import ReleaseRef
 from controller.cli.demo import traffic
-from controller.cli.demo.fleet import Endpoint, Program
+from controller.cli.demo.fleet import Endpoint, Program, stop_all
 from controller.client import FerryClient
 from controller.resources import CreateJoinToken, DeviceView, RolloutView
 from controller.rollouts.model import PhaseSpec, RolloutSpec, RolloutState
@@ -28,6 +28,12 @@ T = TypeVar("T")
 MODEL = "content-type"
 WITHIN_S = 90.0
 POLL_S = 0.05
+AT_A_BRISK_PACE = {
+    "FERRY_BROKER_LISTEN": "127.0.0.1:0",
+    "FERRY_HEARTBEAT_S": "1",
+    "FERRY_POLL_S": "1",
+    "FERRY_RECONCILE_S": "0.2",
+}
 
 
 class World:
@@ -39,8 +45,7 @@ class World:
             "controller",
             folder,
             ["controller", "serve", "--data", str(folder / "controller"), "--listen", "127.0.0.1:0"],
-            {"FERRY_BROKER_LISTEN": "127.0.0.1:0", "FERRY_HEARTBEAT_S": "1", "FERRY_POLL_S": "2"}
-            | (controller_environment or {}),
+            AT_A_BRISK_PACE | (controller_environment or {}),
         )
         self.agents: dict[str, Program] = {}
         self.urls: dict[str, str] = {}
@@ -110,8 +115,7 @@ class World:
 
     def stop(self) -> None:
         """End every process."""
-        for agent in self.agents.values():
-            agent.stop()
+        stop_all(self.agents.values())
         self.controller.stop()
 
     def logs(self) -> str:

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -74,6 +76,13 @@ class Program:
         return self.log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
 
 
+def stop_all(programs: Collection[Program]) -> None:
+    """Stop them at the same time: each takes its time to finish what is under way."""
+    if programs:
+        with ThreadPoolExecutor(len(programs)) as at_once:
+            list(at_once.map(Program.stop, programs))
+
+
 def _spawn(arguments: list[str], log: IO[bytes], environment: dict[str, str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", *arguments],
@@ -103,7 +112,12 @@ class Fleet:
             "controller",
             folder,
             ["controller", "serve", "--data", str(folder / "controller"), "--listen", "127.0.0.1:0"],
-            {"FERRY_POLL_S": "5", "FERRY_HEARTBEAT_S": "2", "FERRY_BROKER_LISTEN": "127.0.0.1:0"},
+            {
+                "FERRY_POLL_S": "5",
+                "FERRY_HEARTBEAT_S": "2",
+                "FERRY_RECONCILE_S": "0.2",
+                "FERRY_BROKER_LISTEN": "127.0.0.1:0",
+            },
         )
         self.urls: dict[str, str] = {}
         """Where each agent serves inference."""
@@ -138,8 +152,7 @@ class Fleet:
 
     def stop(self) -> None:
         """Agents first, so that their last words are heard."""
-        for agent in self.agents.values():
-            agent.stop()
+        stop_all(self.agents.values())
         self._controller.stop()
 
     def _agent(self, name: str, bytes_per_s: int) -> Program:

@@ -8,6 +8,7 @@ answered. v4 is broken and must be taken back after one device. What each chapte
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -37,7 +38,7 @@ BAKE_S = 1.0
 PROBATION_S = 2.0
 SILENCE_S = 60.0
 ROLLOUT_TIMEOUT_S = 180.0
-CALM_S = 6.0
+CALM_S = 3.0
 """How long the application runs undisturbed, to know what idle looks like."""
 POLL_S = 0.1
 TINY_PERCENT = 2.0
@@ -93,11 +94,17 @@ class Story:
         self.watcher.chapter(f"Five devices join {self.client.url}")
         self.files = corpus.collect()
         join = self.client.create_join_token(CreateJoinToken(uses=len(DEVICES)))
-        for device in DEVICES:
-            self.fleet.join(device, join.join_string)
-            url = self.fleet.start_agent(device)
-            self.applications[device] = traffic.Application(device, url, self.files)
-            self.watcher.progress(f"{device} serves on {url}")
+        with ThreadPoolExecutor(len(DEVICES)) as at_once:
+            urls = at_once.map(lambda device: self._add(device, join.join_string), DEVICES)
+            self.applications = {
+                device: traffic.Application(device, url, self.files) for device, url in zip(DEVICES, urls, strict=True)
+            }
+
+    def _add(self, device: DeviceId, join_string: str) -> str:
+        self.fleet.join(device, join_string)
+        url = self.fleet.start_agent(device)
+        self.watcher.progress(f"{device} serves on {url}")
+        return url
 
     def _first_release(self) -> None:
         self.watcher.chapter(f"v1 ({self.base.name}) goes to every device")

@@ -21,7 +21,7 @@ from controller.cli.demo.corpus import LabelledFile
 MODEL = "content-type"
 INPUT = "bytes"
 OUTPUT = "target_label"
-REQUESTS_PER_S = 8.0
+REQUESTS_PER_S = 5.0
 REQUEST_TIMEOUT_S = 10.0
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
