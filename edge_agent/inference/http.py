@@ -18,7 +18,7 @@ from edge_agent.inference import descriptions
 from edge_agent.inference.asgi import Application, Bodies, BodyLimits, Call, Overfull, Reply, document, packed
 from edge_agent.inference.labels import LABELS_MAX, Label, Labels
 from edge_agent.inference.protocol import InferRequest, decode_request, encode_response
-from edge_agent.inference.requests import Inference
+from edge_agent.inference.requests import Inference, Terms
 from edge_agent.inference.serving import ModelServer, Served
 from edge_agent.inference.sides import NO_WISH, Wish, wish_in
 
@@ -105,10 +105,7 @@ class _Api:
                 version,
                 parsed.feeds,
                 parsed.outputs,
-                priority=parsed.priority,
-                timeout_s=parsed.timeout_s,
-                parameters=parsed.parameters,
-                wish=self._wish(model, call, parsed),
+                Terms(parsed.priority, parsed.timeout_s, parsed.parameters, self._wish(model, call, parsed)),
             )
         finally:
             self._bodies.release(len(body))

@@ -29,7 +29,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -45,7 +45,7 @@ from common.wire import Shadow, ShadowReport, Split, SplitReport
 from edge_agent.inference.answering import Answering, Recorder
 from edge_agent.inference.asleep import Asleep, Waking
 from edge_agent.inference.engine import Beside, Engine, EngineFailure, Session
-from edge_agent.inference.flow import FlowLimits, RequestFlow, Terms
+from edge_agent.inference.flow import FlowLimits, RequestFlow
 from edge_agent.inference.health import Health
 from edge_agent.inference.kept_terms import KeptTerms, kept_terms
 from edge_agent.inference.loaded import Loaded, Statistics
@@ -54,10 +54,9 @@ from edge_agent.inference.niced import run_niced
 from edge_agent.inference.opening import Extras, Load, Opened, open_release
 from edge_agent.inference.placement import Placement, Placements
 from edge_agent.inference.recall import CACHE_BYTES_MAX, Recall
-from edge_agent.inference.requests import Inference
-from edge_agent.inference.scheduling import BATCH_BYTES_MAX, PRIORITY_DEFAULT, WaitingLimits
+from edge_agent.inference.requests import NO_TERMS, Ask, Inference, Terms
+from edge_agent.inference.scheduling import BATCH_BYTES_MAX, WaitingLimits
 from edge_agent.inference.selftest import SamplesFile, Tested, check_answers, measure
-from edge_agent.inference.sides import NO_WISH, Wish
 from edge_agent.inference.timelimit import TimeLimited
 from edge_agent.inference.trial import ModelRejected, check, probe
 from edge_agent.inference.warming import warm
@@ -173,29 +172,25 @@ class ModelServer:
         version: Version | None,
         feeds: Mapping[str, Array],
         outputs: Sequence[str] | None = None,
-        *,
-        priority: int = PRIORITY_DEFAULT,
-        timeout_s: float | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        wish: Wish = NO_WISH,
+        terms: Terms = NO_TERMS,
     ) -> Inference:
         """The model's answer to `feeds` (input name to array of the declared type and shape).
 
         Without `version` the release in service answers, and during probation the previous one in its place if need
-        be. `outputs` picks some outputs by name; None means all. `priority` is 1 (first) to 9; a request that could not
-        be started within `timeout_s` never is. The release's rules may hand a request without a version on to another
-        model; `parameters` are what they may ask of it beside its tensors. Where requests are split, `wish` counts.
+        be. `outputs` picks some outputs by name; None means all. The release's rules may hand a request without a
+        version on to another model.
 
         Raises `NotFound` (model or version is not served), `BeingReplaced` (it will be in a moment), `InvalidInput`
         (names the tensor and what is expected), `Overloaded` and `DeadlineExceeded` (nothing was started),
         `EngineFailure` (the model raised).
         """
-        terms, began = Terms(priority, timeout_s, parameters or {}, wish), self._clock.monotonic()
+        ask = Ask(model, version, feeds, outputs, terms)
         try:
-            return await self._flow.infer(model, version, feeds, outputs, terms)
+            return await self._flow.infer(ask)
         except Asleep:
-            await self.waking.awake(model, timeout_s)
-        return await self._flow.infer(model, version, feeds, outputs, terms.after(self._clock.monotonic() - began))
+            began = self._clock.monotonic()
+            await self.waking.awake(model, terms.timeout_s)
+        return await self._flow.infer(ask._replace(terms=terms.after(self._clock.monotonic() - began)))
 
     def infer_here(
         self,
@@ -203,19 +198,16 @@ class ModelServer:
         version: Version | None,
         feeds: Mapping[str, Array],
         outputs: Sequence[str] | None = None,
-        *,
-        priority: int = PRIORITY_DEFAULT,
-        timeout_s: float | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        wish: Wish = NO_WISH,
+        terms: Terms = NO_TERMS,
     ) -> Inference:
         """`infer` for callers without a loop, on any thread: when a core is free the caller's own thread runs it."""
-        terms, began = Terms(priority, timeout_s, parameters or {}, wish), self._clock.monotonic()
+        ask = Ask(model, version, feeds, outputs, terms)
         try:
-            return self._flow.infer_here(model, version, feeds, outputs, terms)
+            return self._flow.infer_here(ask)
         except Asleep:
-            self.waking.awake_from_thread(model, timeout_s)
-        return self._flow.infer_here(model, version, feeds, outputs, terms.after(self._clock.monotonic() - began))
+            began = self._clock.monotonic()
+            self.waking.awake_from_thread(model, terms.timeout_s)
+        return self._flow.infer_here(ask._replace(terms=terms.after(self._clock.monotonic() - began)))
 
     def submit(
         self,
@@ -223,19 +215,14 @@ class ModelServer:
         version: Version | None,
         feeds: Mapping[str, Array],
         outputs: Sequence[str] | None = None,
-        *,
-        priority: int = PRIORITY_DEFAULT,
-        timeout_s: float | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        wish: Wish = NO_WISH,
+        terms: Terms = NO_TERMS,
     ) -> "Future[Inference]":
         """`infer` for callers on other loops: never waits; a request whose future is cancelled in time is not run."""
-        terms = Terms(priority, timeout_s, parameters or {}, wish)
+        ask = Ask(model, version, feeds, outputs, terms)
         try:
-            return self._flow.submit(model, version, feeds, outputs, terms)
+            return self._flow.submit(ask)
         except Asleep:
-            later = self.infer(model, version, feeds, outputs, **terms._asdict())
-            return asyncio.run_coroutine_threadsafe(later, self.waking.loop)
+            return asyncio.run_coroutine_threadsafe(self.infer(*ask), self.waking.loop)
 
     def turned_away(self, model: ModelName, version: Version | None) -> None:
         """Count a request for which there was no room before it got here; `NotFound`."""
