@@ -95,6 +95,32 @@ class Dispatcher:
             self._call(self._end())
         return True
 
+    def run_on(self, work: Any) -> bool:
+        """`try_run`, and then what waits by then, until nothing does: for a thread that has nothing better to do. The
+        core goes from one to the next, and nobody is woken for it.
+        """
+        with self._lock:
+            if self._free == 0 or len(self._waiting) or self._closed:
+                return False
+            self._begin((work,))
+        self._run_late([], (work,))
+        while True:
+            with self._lock:
+                self._leave()
+                if not len(self._waiting):
+                    called = self._called(self._idle) if self._closed else 0
+                    break
+                taken = self._take()
+            self._run_late(taken.late, _works(taken.batch))
+        self._call(called)
+        return True
+
+    def _run_late(self, late: Sequence[Ticket], works: Sequence[Any]) -> None:
+        for ticket in late:
+            self._owner.refuse(ticket, late=True)
+        if works:
+            self._owner.run(works)
+
     def submit(self, tickets: Sequence[Ticket]) -> None:
         """Let `tickets` wait for a core; those for which there is no room are refused, or less urgent ones are."""
         refused: list[Ticket] = []
@@ -110,7 +136,7 @@ class Dispatcher:
             self._owner.refuse(ticket, late=False)
 
     def pulse(self) -> "Future[None]":
-        """Done when one of the threads has come back for work: they do not all hang."""
+        """Done when a core is free, or comes free: not every core has a model that hangs."""
         future: Future[None] = Future()
         with self._lock:
             self._pulses.append(future)
@@ -133,11 +159,8 @@ class Dispatcher:
 
     def _work(self) -> None:
         while (taken := self._next()) is not None:
-            for ticket in taken.late:
-                self._owner.refuse(ticket, late=True)
             try:
-                if taken.batch:
-                    self._owner.run(_works(taken.batch))
+                self._run_late(taken.late, _works(taken.batch))
             finally:
                 self._call(self._end())
 
@@ -145,7 +168,8 @@ class Dispatcher:
         """What to do next, with a core for it; None when there is nothing more to do."""
         while True:
             with self._lock:
-                self._answer_pulses()
+                if self._free:
+                    self._answer_pulses()
                 if len(self._waiting) and self._free:
                     return self._take()
                 if self._closed and not len(self._waiting):
@@ -185,10 +209,15 @@ class Dispatcher:
     def _end(self) -> int:
         """The core is free again; returns how many threads to call: for what waits, or to end."""
         with self._lock:
-            del self._running[threading.get_ident()]
-            self._free += 1
+            self._leave()
             waiting = len(self._waiting)
             return self._called(self._idle if self._closed else waiting) if waiting or self._closed else 0
+
+    def _leave(self) -> None:
+        del self._running[threading.get_ident()]
+        self._free += 1
+        if self._pulses:
+            self._answer_pulses()
 
     def _oversee(self) -> None:
         """A model may loop for ever on one input; a core that it holds would be lost."""

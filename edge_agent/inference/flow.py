@@ -23,7 +23,7 @@ from edge_agent.inference.dispatch import Dispatcher
 from edge_agent.inference.engine import EngineFailure
 from edge_agent.inference.mirror import Mirror
 from edge_agent.inference.placement import Placements
-from edge_agent.inference.requests import Ask, Caller, Here, Inference, Overloaded, Request, Terms
+from edge_agent.inference.requests import Ask, Caller, Here, Inference, Overloaded, Request, Terms, Waiter
 from edge_agent.inference.router import Router
 from edge_agent.inference.routing import Load
 from edge_agent.inference.scheduling import PRIORITY_DEFAULT, Ticket, WaitingLimits
@@ -60,7 +60,7 @@ class RequestFlow:
         self._clock = clock
         self._dispatcher = Dispatcher(cores, limits.waiting, limits.run_s_max, self, clock)
         self.router = Router(placements, self._load, wake)
-        self._cores = cores
+        self.cores = cores
         self._batch_bytes_max = limits.waiting.batch_bytes_max
         self._arrived: list[Ticket] = []
         self.mirrors: dict[ModelName, Mirror] = {}
@@ -104,6 +104,17 @@ class RequestFlow:
             caller.elsewhere()
             self._dispatcher.submit([_ticket(request, ask.terms)])
         return caller.result()
+
+    def deliver(self, ask: Ask, caller: Waiter) -> None:
+        """See `ModelServer.deliver`."""
+        request = self._request(ask, caller)
+        if (known := self._recalled(request)) is not None:
+            return caller.set_result(known)
+        if self._dispatcher.run_on(request):
+            return None
+        ticket = _ticket(request, ask.terms)
+        caller.waits(lambda: self._cancel(ticket))
+        return self._dispatcher.submit([ticket])
 
     def submit(self, ask: Ask) -> "Future[Inference]":
         """See `ModelServer.submit`."""
@@ -159,11 +170,13 @@ class RequestFlow:
         request.chosen.unpin()
         self._deliver([Answer(request, _too_late() if late else _no_room())])
 
-    def _cancel(self, ticket: Ticket) -> None:
-        """The caller has left; if the request still waited, it will not run."""
-        if self._dispatcher.cancel(ticket):
+    def _cancel(self, ticket: Ticket) -> bool:
+        """The caller has left; if the request still waited, it will not run, and that is the answer."""
+        cancelled = self._dispatcher.cancel(ticket)
+        if cancelled:
             self._answering.not_run(ticket.work, "cancelled")
             ticket.work.chosen.unpin()
+        return cancelled
 
     def _run(self, requests: Sequence[Request]) -> None:
         if len(requests) == 1:
@@ -231,8 +244,8 @@ class RequestFlow:
     def _load(self) -> Load:
         """How busy the device is; what has arrived in this turn of the loop waits too, if no core is free for it."""
         busy = self._dispatcher.busy
-        arrived = max(0, len(self._arrived) - (self._cores - busy))
-        return Load(self._dispatcher.waiting + arrived, busy, self._cores)
+        arrived = max(0, len(self._arrived) - (self.cores - busy))
+        return Load(self._dispatcher.waiting + arrived, busy, self.cores)
 
     def _recalled(self, request: Request) -> Inference | None:
         """The answer, if the release gave it before; the request is done then."""

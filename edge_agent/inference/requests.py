@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -75,6 +75,14 @@ class Caller(Protocol):
     def set_result(self, result: Inference, /) -> None: ...
 
     def set_exception(self, exception: FerryError, /) -> None: ...
+
+
+class Waiter(Caller, Protocol):
+    """A caller who is told when the answer takes a while. It gets the outcome on any thread."""
+
+    def waits(self, cancel: Callable[[], bool], /) -> None:
+        """Before anybody else can answer; `cancel` takes the request back, and returns whether nobody will."""
+        ...
 
 
 class Here:

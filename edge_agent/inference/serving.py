@@ -39,7 +39,7 @@ from common.artifact.selftest import SelfTest
 from common.artifact.serving import ServingChanges, ServingTerms
 from common.artifact.tensors import Array
 from common.clock import Clock
-from common.errors import Conflict, NotFound
+from common.errors import Conflict, FerryError, NotFound, Unavailable
 from common.ids import ModelName, Version
 from common.wire import Shadow, ShadowReport, Split, SplitReport
 from edge_agent.inference.answering import Answering, Recorder
@@ -54,7 +54,7 @@ from edge_agent.inference.niced import run_niced
 from edge_agent.inference.opening import Extras, Load, Opened, open_release
 from edge_agent.inference.placement import Placement, Placements
 from edge_agent.inference.recall import CACHE_BYTES_MAX, Recall
-from edge_agent.inference.requests import NO_TERMS, Ask, Inference, Terms
+from edge_agent.inference.requests import NO_TERMS, Ask, Inference, Terms, Waiter
 from edge_agent.inference.scheduling import BATCH_BYTES_MAX, WaitingLimits
 from edge_agent.inference.selftest import SamplesFile, Tested, check_answers, measure
 from edge_agent.inference.timelimit import TimeLimited
@@ -162,6 +162,11 @@ class ModelServer:
         return self._engine.load(path, beside)
 
     @property
+    def cores(self) -> int:
+        """How many inferences run at one time."""
+        return self._flow.cores
+
+    @property
     def ready(self) -> bool:
         """Whether requests are accepted."""
         return not self._flow.closed
@@ -208,6 +213,35 @@ class ModelServer:
             began = self._clock.monotonic()
             self.waking.awake_from_thread(model, terms.timeout_s)
         return self._flow.infer_here(ask._replace(terms=terms.after(self._clock.monotonic() - began)))
+
+    def deliver(self, ask: Ask, caller: Waiter) -> None:
+        """`infer` for callers who take the outcome on any thread, from any thread: where a core is free, the calling
+        thread runs the request, and what waits by then too.
+        """
+        try:
+            self._flow.deliver(ask, caller)
+        except Asleep:
+            self._deliver_later(ask, caller)
+
+    def _deliver_later(self, ask: Ask, caller: Waiter) -> None:
+        """For a model that must be loaded first."""
+        pending: list[Future[Inference]] = []
+
+        def cancel() -> bool:
+            for one in pending:
+                one.cancel()
+            return False  # the end of `pending` is what answers
+
+        def answered(future: "Future[Inference]") -> None:
+            error = Unavailable("the caller has left") if future.cancelled() else future.exception()
+            if error is None:
+                caller.set_result(future.result())
+            else:
+                caller.set_exception(error if isinstance(error, FerryError) else EngineFailure(str(error)))
+
+        caller.waits(cancel)
+        pending.append(asyncio.run_coroutine_threadsafe(self.infer(*ask), self.waking.loop))
+        pending[0].add_done_callback(answered)
 
     def submit(
         self,

@@ -25,7 +25,8 @@ from common.artifact import TensorSpec
 from common.clock import SystemClock
 from common.errors import Unavailable
 from common.ids import ModelName, Version
-from edge_agent.inference.asgi import Application, BodyLimits
+from edge_agent.inference.bodies import BodyLimits
+from edge_agent.inference.web import Application
 from edge_agent.inference.http import inference_app
 from edge_agent.inference.listening import listen
 from edge_agent.inference.ort import OrtEngine, OrtSession

@@ -1,0 +1,217 @@
+"""A small HTTP application: routes, calls, replies, errors. Nothing here knows about sockets or models.
+
+A route is answered in one of two ways. A coroutine answers on the event loop. A `Direct` route answers on the thread
+that has read the request, or leaves the answer to another thread; it must not wait. Every error, also one of a handler,
+becomes a JSON document.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, NamedTuple, Protocol
+
+import msgspec
+
+from common.errors import DeadlineExceeded, FerryError, Forbidden, InvalidInput, NotFound, TooLarge, Unavailable
+from edge_agent.inference.bodies import Bodies, BodyLimits
+
+logger = logging.getLogger(__name__)
+
+JSON: Final = b"application/json"
+RETRY_AFTER_S: Final = 1
+KNOWN_PATHS_MAX: Final = 256
+"""Paths whose route is remembered."""
+
+
+class NoSuchPath(NotFound):
+    """Nothing is at this path."""
+
+
+class WrongMethod(FerryError):
+    """The path exists for other methods only."""
+
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, allowed: str) -> None:
+        super().__init__(message, fix=f"use {allowed}")
+        self.allowed = allowed
+
+
+class HeadTooLarge(TooLarge):
+    """The request line and headers take too much."""
+
+    code = "head_too_large"
+
+
+class SentTooSlowly(FerryError):
+    """The request did not come in within its time."""
+
+    code = "sent_too_slowly"
+
+
+_STATUS: tuple[tuple[type[FerryError], int], ...] = (
+    (HeadTooLarge, 431),
+    (SentTooSlowly, 408),
+    (TooLarge, 413),
+    (InvalidInput, 400),
+    (NotFound, 404),
+    (WrongMethod, 405),
+    (Forbidden, 403),
+    (DeadlineExceeded, 504),
+    (Unavailable, 503),
+    (FerryError, 500),
+)
+
+
+class Reply(NamedTuple):
+    """A response."""
+
+    body: bytes
+    status: int = 200
+    headers: tuple[tuple[bytes, bytes], ...] = ((b"content-type", JSON),)
+
+
+class Call:
+    """One request: its method, path and headers (names in lower case), what its path names, and its body, unpacked."""
+
+    __slots__ = ("body", "headers", "method", "named", "path", "route")
+
+    def __init__(self, method: str, path: str, headers: dict[bytes, bytes]) -> None:
+        self.method = method
+        self.path = path
+        self.headers = headers
+        self.named: dict[str, str] = {}
+        self.body = b""
+        self.route: Handler | Direct
+
+    def header(self, name: bytes) -> str:
+        """The value of a header, empty without one."""
+        return self.headers.get(name, b"").decode("latin-1")
+
+
+class Answerer(Protocol):
+    """Who sends the reply to one call."""
+
+    def send(self, reply: Reply) -> None:
+        """Once, from any thread; never raises."""
+        ...
+
+    def waits(self, cancel: Callable[[], bool]) -> None:
+        """The reply may take a while: `cancel` is called if the caller leaves meanwhile. It returns whether no reply
+        will come because of that.
+        """
+        ...
+
+
+Handler = Callable[[Call], Awaitable[Reply]]
+
+
+class Direct(Protocol):
+    """A route that is answered on any thread."""
+
+    def begin(self, call: Call) -> None:
+        """Raise if the call will not be answered, before its body is read."""
+        ...
+
+    def overfull(self, call: Call) -> None:
+        """There is no room for the call's body."""
+        ...
+
+    def answer(self, call: Call, to: Answerer) -> None:
+        """Answer now or later, or raise why not."""
+        ...
+
+
+class Application:
+    """Routes by method and path. A segment of a path in braces names what stands in its place. `cores` is how many
+    threads its direct routes may hold at one time.
+    """
+
+    def __init__(self, limits: BodyLimits | None = None, cores: int = 1) -> None:
+        self.cores = cores
+        self.bodies = Bodies(limits or BodyLimits())
+        self.paths: list[str] = []
+        self._root: dict[str, Any] = {}
+        self._known: dict[str, tuple[str, Handler | Direct, dict[str, str]]] = {}
+
+    def add(self, method: str, path: str, route: Handler | Direct) -> None:
+        """Let `route` answer `method` on `path`. A fixed segment goes before a named one."""
+        self.paths.append(path)
+        node = self._root
+        for segment in path.strip("/").split("/"):
+            named = segment.startswith("{")
+            if named:
+                node[_NAME] = segment.strip("{}")
+            node = node.setdefault(_ANY if named else segment, {})
+        node.setdefault(_METHODS, {})[method] = route
+
+    def begin(self, method: str, path: str, headers: dict[bytes, bytes]) -> Call:
+        """The call with this head; its body is still to come. Raises `NoSuchPath`, `WrongMethod`, or what its route
+        has against it.
+        """
+        call = Call(method, path, headers)
+        known = self._known.get(path)
+        if known is None or known[0] != method:
+            call.route = self._find(call)
+            if len(self._known) >= KNOWN_PATHS_MAX:
+                self._known.clear()
+            self._known[path] = method, call.route, call.named
+        else:
+            _, call.route, call.named = known
+        if not callable(call.route):
+            call.route.begin(call)
+        return call
+
+    async def answer(self, call: Call) -> Reply:
+        """The reply of a route that answers on the event loop."""
+        try:
+            if not callable(call.route):
+                raise AssertionError("answered on the thread that has read it")
+            return await call.route(call)
+        except Exception as error:
+            return reply_to(error)
+
+    def _find(self, call: Call) -> "Handler | Direct":
+        """Who answers; `NoSuchPath`, `WrongMethod`."""
+        node = self._root
+        for segment in call.path.strip("/").split("/"):
+            below = node.get(segment)
+            if below is None and segment and _ANY in node:
+                below = node[_ANY]
+                call.named[node[_NAME]] = segment
+            if below is None:
+                raise NoSuchPath(f"nothing is at {call.path[:200]}")
+            node = below
+        methods: dict[str, Handler | Direct] = node.get(_METHODS, {})
+        if not methods:
+            raise NoSuchPath(f"nothing is at {call.path[:200]}")
+        if call.method not in methods:
+            raise WrongMethod(f"{call.method} is not possible at {call.path[:200]}", ", ".join(sorted(methods)))
+        return methods[call.method]
+
+
+# Keys of the tree of paths that no segment equals.
+_ANY, _NAME, _METHODS = "/any", "/name", "/methods"
+
+
+def document(content: Any, status: int = 200) -> Reply:
+    """A JSON document."""
+    return Reply(msgspec.json.encode(content), status)
+
+
+def error_document(words: str, status: int) -> Reply:
+    """What every error looks like."""
+    return document({"error": words}, status)
+
+
+def reply_to(error: Exception) -> Reply:
+    """The reply to a call that failed so; what nobody expected goes to the log."""
+    if not isinstance(error, FerryError):
+        logger.error("inference request failed", exc_info=error)
+        return error_document("internal error; the agent's log has the details", 500)
+    status = next(status for kind, status in _STATUS if isinstance(error, kind))
+    reply = error_document(str(error), status)
+    if isinstance(error, WrongMethod):
+        return reply._replace(headers=(*reply.headers, (b"allow", error.allowed.encode())))
+    if status == 503:
+        return reply._replace(headers=(*reply.headers, (b"retry-after", str(RETRY_AFTER_S).encode())))
+    return reply
