@@ -1,9 +1,9 @@
 """One connection: reads requests, has them answered one after another, writes the replies. No models here.
 
 One thread owns a connection at a time. Whoever arms it (tells the kernel what to wait for) or hands its request on lets
-go of it: the next event, or the answer, makes another thread the owner, perhaps at once. So nothing touches a connection
-after that, and no lock is needed. Two things only are done to a connection that somebody else owns: `expire` shuts its
-socket down, which its owner sees as the end of what comes in, and `ready` cancels a request whose caller has left.
+go of it: the next event, or the answer, makes another thread the owner, perhaps at once. So nothing touches it after
+that, and no lock is needed. Two things only are done to a connection that somebody else owns: `expire` shuts its socket
+down, which its owner sees as the end of what comes in, and `ready` cancels a request whose caller has left.
 
 The answer is written by the thread that has it; nobody is woken to write.
 """
@@ -13,6 +13,7 @@ import math
 import select
 import socket
 from collections.abc import Callable
+from functools import lru_cache
 from http import HTTPStatus
 from select import EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from typing import Final, Protocol
@@ -32,9 +33,13 @@ LINGER_S: Final = 2.0
 """How long what follows a refused request is read and thrown away: a reset would take the answer from its caller."""
 JOIN_BYTES_MAX: Final = 64 * 1024
 """A longer answer is not copied behind its headers."""
+STARTS_MAX: Final = 256
+"""Beginnings of replies that are remembered."""
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+_CLOSE: Final = b"connection: close\r\n"
+_KEEP: Final = b"connection: keep-alive\r\n"
 _NEVER: Final = math.inf
 
 
@@ -84,7 +89,7 @@ class Connection:
         self._unsent: list[memoryview] = []
         self._closing = self._draining = self._late = False
 
-    def ready(self, events: int, buffer: memoryview) -> None:
+    def ready(self, events: int, buffer: bytearray) -> None:
         """One of the armed events has come, so the calling thread owns the connection; what is read goes through
         `buffer`. While a request waits there is one event only, that its caller leaves, and it gives no ownership.
         """
@@ -143,15 +148,14 @@ class Connection:
         self._flush()
 
     def _head(self, reply: Reply, incoming: Incoming) -> bytes:
-        lines = [_LINES[reply.status], b"date: ", self._host.date(), b"\r\n"]
-        for name, value in reply.headers:
-            lines += (name, b": ", value, b"\r\n")
-        if self._closing:
-            lines.append(b"connection: close\r\n")
-        elif incoming.old:
-            lines.append(b"connection: keep-alive\r\n")
-        lines.append(b"content-length: %d\r\n\r\n" % len(reply.body))
-        return b"".join(lines)
+        stays = b"" if not self._closing and not incoming.old else _CLOSE if self._closing else _KEEP
+        date, length = self._host.date(), len(reply.body)
+        return b"%b%bdate: %b\r\ncontent-length: %d\r\n\r\n" % (
+            _start(reply.status, reply.headers),
+            stays,
+            date,
+            length,
+        )
 
     # For the owner.
 
@@ -193,7 +197,7 @@ class Connection:
             self.deadline = self._host.now() + (IDLE_S if coming is None else BODY_S if stage[1] else HEAD_S)
         return self._host.arm(self, EPOLLIN)
 
-    def _receive(self, buffer: memoryview) -> None:
+    def _receive(self, buffer: bytearray) -> None:
         try:
             size = self.socket.recv_into(buffer)
         except (BlockingIOError, InterruptedError):
@@ -204,7 +208,7 @@ class Connection:
             return self._ended()
         if self._draining:
             return self._host.arm(self, EPOLLIN)
-        self._reader.feed(buffer[:size])
+        self._reader.feed(buffer, size)
         return self._next()
 
     def _ended(self) -> None:
@@ -235,7 +239,7 @@ class Connection:
             return self._host.on_loop(call, self)
         try:
             return call.route.answer(call, self)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (whatever it is, the caller gets an answer)
             return self.send(reply_to(error))
 
     def _left(self) -> None:
@@ -243,6 +247,12 @@ class Connection:
         cancel = self._cancel
         if cancel is not None and _has_left(self.socket) and cancel():
             self.close()
+
+
+@lru_cache(STARTS_MAX)
+def _start(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """The status line and the reply's own headers."""
+    return _LINES[status] + b"".join(b"%b: %b\r\n" % header for header in headers)
 
 
 def _has_left(connected: socket.socket) -> bool:

@@ -180,7 +180,13 @@ class RequestFlow:
 
     def _run(self, requests: Sequence[Request]) -> None:
         if len(requests) == 1:
-            self._finish([self._alone(requests[0])])
+            answer = self._alone(requests[0])
+            if self.mirrors:
+                self._offer([answer])
+            if isinstance(answer.request.future, asyncio.Future):
+                self._deliver([answer])
+            else:
+                answer.request.settle(answer.outcome)
             return
         batching = requests[0].chosen.first.batching
         mixed = len({request.kind.length for request in requests}) > 1
@@ -195,13 +201,10 @@ class RequestFlow:
         answers = self._answering.together(requests) if len(requests) > 1 and together else None
         if answers is None:
             answers = [self._alone(request) for request in requests]
-        self._finish(answers)
-        return answers
-
-    def _finish(self, answers: Sequence[Answer]) -> None:
         if self.mirrors:
             self._offer(answers)
         self._deliver(answers)
+        return answers
 
     def _offer(self, answers: Sequence[Answer]) -> None:
         """Let a candidate look at what was asked and answered."""

@@ -3,7 +3,9 @@
 The thread that has read a request runs it if a core is free, and whoever has the answer encodes and sends it.
 """
 
-from typing import Final
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final, TypeVar
 
 from common.errors import FerryError, InvalidInput
 from common.ids import ModelName, Version
@@ -24,8 +26,13 @@ ANSWERED_BY: Final = "Ferry-Answered-By"
 """`MODEL@VERSION` of the release that gave the answer."""
 CACHE: Final = "Ferry-Cache"
 """`hit` on an answer that was given before, to an equal request."""
+HEADERS_MAX: Final = 256
+"""Combinations of an answer's headers that are remembered."""
 _JSON: Final = (b"content-type", b"application/json")
 _BINARY: Final = (b"content-type", b"application/octet-stream")
+
+
+T = TypeVar("T")
 
 
 class Infer:
@@ -47,7 +54,7 @@ class Infer:
     def answer(self, call: Call, to: Answerer) -> None:
         """See `Direct.answer`."""
         model, version = named(call)
-        parsed = self.repeated.decode(call.body, _header_length(call))
+        parsed = self.repeated.decode(call.body, _known(call, "header length", _header_length))
         terms = Terms(parsed.priority, parsed.timeout_s, parsed.parameters, self._wish(model, call, parsed))
         caller = _Caller(self, model, call, parsed, to)
         self.server.deliver(Ask(model, version, parsed.feeds, parsed.outputs, terms), caller)
@@ -79,7 +86,7 @@ class _Caller:
     def set_result(self, answer: Inference) -> None:
         try:
             reply = self._encoded(answer)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (whatever it is, the caller gets an answer)
             reply = reply_to(error)
         self._to.send(reply)
 
@@ -90,8 +97,8 @@ class _Caller:
         if self._route.labels:  # before the caller can label it
             self._route.labels.remember(self._model, self._parsed.id, answer)
         data, header_length = self._route.repeated.encode(answer.model, answer.version, self._parsed, answer.outputs)
-        headers = (*_form(header_length), *_origin(answer))
-        coding = _wanted_coding(self._call)
+        headers = _headers(header_length, answer.model, answer.version, answer.recalled)
+        coding = _known(self._call, "coding", _wanted_coding)
         if coding and len(data) >= COMPRESS_BYTES_MIN:
             return Reply(packed(data, coding), 200, (*headers, (b"content-encoding", coding.encode())))
         return Reply(data, 200, headers)
@@ -103,17 +110,25 @@ def named(call: Call) -> tuple[ModelName, Version | None]:
     return ModelName(call.named["model"]), Version(version) if version else None
 
 
-def _form(header_length: int | None) -> tuple[tuple[bytes, bytes], ...]:
-    if header_length is None:
-        return (_JSON,)
-    return _BINARY, (_HEADER_LENGTH, str(header_length).encode())
+def _known(call: Call, what: str, find: Callable[[Call], T]) -> T:
+    """What `find` says of the call's head, now or when an equal one came before."""
+    if what not in call.memo:
+        call.memo[what] = find(call)
+    known: T = call.memo[what]
+    return known
 
 
-def _origin(answer: Inference) -> tuple[tuple[bytes, bytes], ...]:
-    """Who answered, and whether from memory."""
-    release = f"{answer.model}@{answer.version}".encode("ascii", "replace")
-    hit = ((CACHE.lower().encode(), b"hit"),) if answer.recalled else ()
-    return ((ANSWERED_BY.lower().encode(), release), *hit)
+@lru_cache(HEADERS_MAX)
+def _headers(
+    header_length: int | None, model: ModelName, version: Version, recalled: bool
+) -> tuple[tuple[bytes, bytes], ...]:
+    """Those of an answer: its form, who gave it, and whether from memory."""
+    form: tuple[tuple[bytes, bytes], ...] = (_JSON,)
+    if header_length is not None:
+        form = _BINARY, (_HEADER_LENGTH, str(header_length).encode())
+    release = f"{model}@{version}".encode("ascii", "replace")
+    hit = ((CACHE.lower().encode(), b"hit"),) if recalled else ()
+    return (*form, (ANSWERED_BY.lower().encode(), release), *hit)
 
 
 def _header_length(call: Call) -> int | None:

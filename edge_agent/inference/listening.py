@@ -84,7 +84,9 @@ class Listener:
         self._sweeping = self._loop.create_task(self._sweep(), name="inference-api")
 
     async def close(self) -> None:
-        """Answer what is under way, then stop."""
+        """Answer what is under way, then stop; once."""
+        if self.stopping:
+            return
         self.stopping = True
         self._sweeping.cancel()
         for fd, acceptor in self._acceptors.items():
@@ -142,12 +144,12 @@ class Listener:
     # The threads.
 
     def _serve(self) -> None:
-        buffer = memoryview(bytearray(RECEIVE_BYTES))
+        buffer = bytearray(RECEIVE_BYTES)
         while not self._ended:
             for fd, events in self._epoll.poll(-1, 1):
                 self._serve_one(fd, events, buffer)
 
-    def _serve_one(self, fd: int, events: int, buffer: memoryview) -> None:
+    def _serve_one(self, fd: int, events: int, buffer: bytearray) -> None:
         connection = self._connections.get(fd)
         if connection is None:
             if acceptor := self._acceptors.get(fd):

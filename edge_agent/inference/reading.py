@@ -14,19 +14,21 @@ from urllib.parse import unquote
 import httptools
 
 from common.errors import FerryError, InvalidInput
-from edge_agent.inference.bodies import Body, Overfull
-from edge_agent.inference.web import Application, Call, HeadTooLarge
+from edge_agent.inference.bodies import SMALL_BYTES, Body, Overfull
+from edge_agent.inference.web import HEAD_BYTES_KNOWN_MAX, Application, Call, HeadTooLarge
 
 HEAD_BYTES_MAX: Final = 32 * 1024
 """Request line and headers; trailers too."""
+END_OF_HEAD: Final = b"\r\n\r\n"
 PIPELINED_MAX: Final = 16
 """Requests of one connection that wait for the answers to those before them; after so many it is closed."""
 
 
 class Incoming:
-    """One request: `call` when its head was found good, `error` when it is refused. `keep` says whether the connection
-    may stay, `old` that its sender speaks HTTP/1.0, `expects` that it waits to be told to send its body, `cut` that what
-    follows is not read.
+    """One request: `call` when its head was found good, `error` when it is refused.
+
+    `keep` says whether the connection may stay, `old` that its sender speaks HTTP/1.0, `expects` that it waits to be
+    told to send its body, `cut` that what follows is not read.
     """
 
     __slots__ = (
@@ -57,16 +59,19 @@ class Reader:
         self._application = application
         self._parser = httptools.HttpRequestParser(self)
         self._fed = 0
+        self._head, self._size = b"", 0
         self.coming: Incoming | None = None
         """The one of which only a part has come in."""
         self.complete: deque[Incoming] = deque()
         self.broken = False
 
-    def feed(self, data: memoryview) -> None:
-        """More bytes, which are needed no longer than this takes."""
+    def feed(self, buffer: bytearray, size: int) -> None:
+        """`size` more bytes, at the beginning of `buffer`; they are needed no longer than this takes."""
         before = self.coming
+        if before is None and not self.broken and self._recognised(buffer, size):
+            return
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(memoryview(buffer)[:size])
         except httptools.HttpParserUpgrade:
             self._stay()
         except httptools.HttpParserError as error:
@@ -75,11 +80,52 @@ class Reader:
         if coming is None or self.broken:
             return
         if not coming.head_done and coming is before:
-            self._fed += len(data)
+            self._fed += size
             if self._fed > HEAD_BYTES_MAX:
                 coming.error = _head_too_large()
         if coming.error:
             self._break(coming.error)
+
+    def _recognised(self, buffer: bytearray, size: int) -> bool:
+        """Whether this is one whole request with a head that was parsed before; then it needs no parser.
+
+        The parser is between two requests and stays there. Only a head that it has accepted, with its length, is known.
+        """
+        self._head = b""
+        end = buffer.find(END_OF_HEAD, 0, min(size, HEAD_BYTES_KNOWN_MAX)) + len(END_OF_HEAD)
+        if end < len(END_OF_HEAD):
+            return False
+        data = memoryview(buffer)
+        head = bytes(data[:end])
+        known = self._application.heads.get(head)
+        if known is None:
+            self._head, self._size = head, size
+            return False
+        call, length = known
+        if size != end + length:
+            return False
+        incoming = Incoming()
+        incoming.method, incoming.keep, incoming.head_done = call.method, True, True
+        incoming.call = call = call.again(bytes(data[end:size]))
+        try:
+            self._application.admit(call)
+        except Exception as error:  # noqa: BLE001 (it is the answer)
+            incoming.error = error
+        self.complete.append(incoming)
+        return True
+
+    def _remember(self, incoming: Incoming) -> None:
+        """A request came in whole. If it was all that was fed, and its body is as it was sent, others with its head may
+        be recognised.
+        """
+        head, self._head = self._head, b""
+        if not incoming.call or incoming.error or not incoming.keep or incoming.old or incoming.expects:
+            return
+        headers, length = incoming.headers, len(incoming.call.body)
+        line = b"%s %s HTTP/1.1\r\n" % (incoming.method.encode(), incoming.url)
+        whole = head.startswith(line) and self._size == len(head) + length <= len(head) + SMALL_BYTES
+        if whole and not headers.keys() & {b"transfer-encoding", b"content-encoding", b"upgrade"}:
+            self._application.heads.keep(head, incoming.call, length)
 
     def give_up(self, error: Exception) -> None:
         """The request that has come in in part is refused."""
@@ -121,7 +167,7 @@ class Reader:
         coming.old = self._parser.get_http_version() == "1.0"
         try:
             self._begin(coming)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (it is the answer)
             coming.error = error
 
     def on_body(self, chunk: bytes) -> None:
@@ -130,7 +176,7 @@ class Reader:
             return
         try:
             coming.body.add(chunk)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (it is the answer)
             coming.error = error
             coming.release()
             if isinstance(error, Overfull) and not callable(coming.call.route):
@@ -147,6 +193,8 @@ class Reader:
         except FerryError as error:
             coming.error = error
         self._add(coming)
+        if self._head:
+            self._remember(coming)
 
     def _begin(self, coming: Incoming) -> None:
         """The head is complete; raises what is wrong with it."""

@@ -25,7 +25,7 @@ class _Place(NamedTuple):
 
     name: str
     dtype: np.dtype[Any]
-    count: int
+    elements: int
     offset: int
     shape: tuple[int, ...]
 
@@ -56,10 +56,20 @@ class Repeated:
             self._learn(head, request, len(body))
             return request
         feeds: dict[str, Array] = {}
-        for name, dtype, count, offset, shape in plan.places:
-            array = np.frombuffer(body, dtype, count, offset)
+        for name, dtype, elements, offset, shape in plan.places:
+            array = np.frombuffer(body, dtype, elements, offset)
             feeds[name] = (array if array.flags.aligned else array.copy()).reshape(shape)
-        return plan.request._replace(feeds=feeds)
+        same = plan.request
+        return InferRequest(
+            same.id,
+            feeds,
+            same.outputs,
+            same.binary,
+            same.binary_by_default,
+            same.priority,
+            same.timeout_s,
+            same.parameters,
+        )
 
     def encode(self, model: ModelName, version: Version, request: InferRequest, outputs: Mapping[str, Array]) -> Body:
         """As `encode_response`."""
@@ -88,7 +98,7 @@ class Repeated:
 def _all_binary(request: InferRequest, outputs: Mapping[str, Array]) -> bool:
     """Whether all outputs are wanted as the bytes of numbers."""
     wanted = request.binary.issuperset(outputs) if request.outputs else request.binary_by_default
-    return wanted and all(array.dtype != np.object_ for array in outputs.values())
+    return wanted and "O" not in [array.dtype.char for array in outputs.values()]
 
 
 def _keep(memory: dict[Any, Any], key: Any, value: Any) -> None:

@@ -1,7 +1,6 @@
 """One request on its way through the server: what is asked, who answers, and where the answer goes."""
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -168,8 +167,10 @@ class Request:
         """Hand the outcome to the caller, on the thread that its future belongs to."""
         if self.future.done():
             return  # the caller has given up
-        with contextlib.suppress(InvalidStateError):  # or does so now, on another thread
+        try:
             if isinstance(outcome, Inference):
                 self.future.set_result(outcome)
             else:
                 self.future.set_exception(outcome)
+        except InvalidStateError:
+            return  # or does so now, on another thread

@@ -18,8 +18,10 @@ logger = logging.getLogger(__name__)
 
 JSON: Final = b"application/json"
 RETRY_AFTER_S: Final = 1
-KNOWN_PATHS_MAX: Final = 256
-"""Paths whose route is remembered."""
+HEADS_MAX: Final = 256
+"""Request heads that are remembered; when there are more, all are forgotten."""
+HEAD_BYTES_KNOWN_MAX: Final = 2048
+"""Longer ones are not remembered."""
 
 
 class NoSuchPath(NotFound):
@@ -71,21 +73,53 @@ class Reply(NamedTuple):
 
 
 class Call:
-    """One request: its method, path and headers (names in lower case), what its path names, and its body, unpacked."""
+    """One request: its method, path and headers (names in lower case), what its path names, and its body, unpacked.
 
-    __slots__ = ("body", "headers", "method", "named", "path", "route")
+    `memo` is for what a route found out from the head; requests with an equal head may share it.
+    """
+
+    __slots__ = ("body", "headers", "memo", "method", "named", "path", "route")
 
     def __init__(self, method: str, path: str, headers: dict[bytes, bytes]) -> None:
         self.method = method
         self.path = path
         self.headers = headers
         self.named: dict[str, str] = {}
+        self.memo: dict[str, Any] = {}
         self.body = b""
         self.route: Handler | Direct
+
+    def again(self, body: bytes) -> "Call":
+        """A call with the same head."""
+        call = Call(self.method, self.path, self.headers)
+        call.named, call.memo, call.route, call.body = self.named, self.memo, self.route, body
+        return call
 
     def header(self, name: bytes) -> str:
         """The value of a header, empty without one."""
         return self.headers.get(name, b"").decode("latin-1")
+
+
+class Heads:
+    """Heads of requests that came before, as bytes, what they mean, and the length of the body that follows.
+
+    The callers of a device send the same head again and again. Safe for threads: at worst, two remember the same.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[Call, int]] = {}
+
+    def get(self, head: bytes) -> tuple[Call, int] | None:
+        """The call that came with this head, and its body's length."""
+        return self._known.get(head)
+
+    def keep(self, head: bytes, call: Call, length: int) -> None:
+        """A whole request of one connection that stays had this head, and a body as it is, `length` bytes long."""
+        if len(head) > HEAD_BYTES_KNOWN_MAX:
+            return
+        if len(self._known) >= HEADS_MAX:
+            self._known.clear()
+        self._known[head] = call.again(b""), length
 
 
 class Answerer(Protocol):
@@ -131,7 +165,7 @@ class Application:
         self.bodies = Bodies(limits or BodyLimits())
         self.paths: list[str] = []
         self._root: dict[str, Any] = {}
-        self._known: dict[str, tuple[str, Handler | Direct, dict[str, str]]] = {}
+        self.heads = Heads()
 
     def add(self, method: str, path: str, route: Handler | Direct) -> None:
         """Let `route` answer `method` on `path`. A fixed segment goes before a named one."""
@@ -149,25 +183,22 @@ class Application:
         has against it.
         """
         call = Call(method, path, headers)
-        known = self._known.get(path)
-        if known is None or known[0] != method:
-            call.route = self._find(call)
-            if len(self._known) >= KNOWN_PATHS_MAX:
-                self._known.clear()
-            self._known[path] = method, call.route, call.named
-        else:
-            _, call.route, call.named = known
+        call.route = self._find(call)
+        self.admit(call)
+        return call
+
+    def admit(self, call: Call) -> None:
+        """Raise what the call's route has against it."""
         if not callable(call.route):
             call.route.begin(call)
-        return call
 
     async def answer(self, call: Call) -> Reply:
         """The reply of a route that answers on the event loop."""
+        if not callable(call.route):
+            raise AssertionError("this route is answered by the thread that has read the call")  # noqa: TRY004
         try:
-            if not callable(call.route):
-                raise AssertionError("answered on the thread that has read it")
             return await call.route(call)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (whatever it is, the caller gets an answer)
             return reply_to(error)
 
     def _find(self, call: Call) -> "Handler | Direct":
