@@ -151,15 +151,15 @@ class Listener:
 
     def _serve_one(self, fd: int, events: int, buffer: bytearray) -> None:
         connection = self._connections.get(fd)
-        if connection is None:
-            if acceptor := self._acceptors.get(fd):
-                self._accept(acceptor)
-            return
         try:
-            connection.ready(events, buffer)
+            if connection is not None:
+                connection.ready(events, buffer)
+            elif acceptor := self._acceptors.get(fd):
+                self._accept(acceptor)
         except Exception:
             logger.exception("a connection failed")
-            connection.close()
+            if connection is not None:
+                connection.close()
 
     def _accept(self, acceptor: socket.socket) -> None:
         try:
@@ -187,8 +187,12 @@ class Listener:
             return
         if connected.family != socket.AF_UNIX:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connections[connected.fileno()] = Connection(self, connected)
-        self._epoll.register(connected, EPOLLIN | EPOLLONESHOT)
+        connection = self._connections[connected.fileno()] = Connection(self, connected)
+        try:
+            self._epoll.register(connected, EPOLLIN | EPOLLONESHOT)
+        except OSError:  # the kernel watches as many as it may
+            self.forget(connection)
+            raise
 
     async def _sweep(self) -> None:
         while True:

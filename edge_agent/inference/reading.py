@@ -106,11 +106,7 @@ class Reader:
             return False
         incoming = Incoming()
         incoming.method, incoming.keep, incoming.head_done = call.method, True, True
-        incoming.call = call = call.again(bytes(data[end:size]))
-        try:
-            self._application.admit(call)
-        except Exception as error:  # noqa: BLE001 (it is the answer)
-            incoming.error = error
+        incoming.call = call.again(bytes(data[end:size]))
         self.complete.append(incoming)
         return True
 

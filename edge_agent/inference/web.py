@@ -143,7 +143,7 @@ class Direct(Protocol):
     """A route that is answered on any thread."""
 
     def begin(self, call: Call) -> None:
-        """Raise if the call will not be answered, before its body is read."""
+        """Raise if the call will not be answered. It spares reading a body, so it may be left out when that is here."""
         ...
 
     def overfull(self, call: Call) -> None:
@@ -184,13 +184,9 @@ class Application:
         """
         call = Call(method, path, headers)
         call.route = self._find(call)
-        self.admit(call)
-        return call
-
-    def admit(self, call: Call) -> None:
-        """Raise what the call's route has against it."""
         if not callable(call.route):
             call.route.begin(call)
+        return call
 
     async def answer(self, call: Call) -> Reply:
         """The reply of a route that answers on the event loop."""
