@@ -3,17 +3,13 @@
 What a single array must be is said in `common.artifact.tensors`.
 """
 
-import math
 from collections.abc import Iterable, Mapping
-from typing import Final
 
 import numpy as np
 
 from common.artifact import TensorSpec
 from common.artifact.tensors import DTYPES, Array, describe, in_words
 from common.errors import InvalidInput
-
-DOT_ELEMENTS_MAX: Final = 4096
 
 
 def check_outputs(specs: tuple[TensorSpec, ...], wanted: Iterable[str]) -> None:
@@ -73,19 +69,10 @@ def made_up(specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
 def non_finite(outputs: Mapping[str, Array]) -> str | None:
     """The name of the first float output that holds a NaN or an infinity, or None."""
     for name, array in outputs.items():
-        if array.dtype.kind == "f" and not (_plainly_finite(array) or np.isfinite(array).all()):
+        # Counting takes half the time of all(): this is part of every request.
+        if array.dtype.kind == "f" and np.count_nonzero(np.isfinite(array)) < array.size:
             return name
     return None
-
-
-def _plainly_finite(array: Array) -> bool:
-    """Whether one cheap number says so: a sum of squares is finite only if all of them are. It may overflow: then it
-    says nothing. A third of the time of `isfinite` for small arrays; BLAS may take more threads for larger ones.
-    """
-    if array.size > DOT_ELEMENTS_MAX:
-        return False
-    flat = array.ravel()
-    return math.isfinite(flat.dot(flat))
 
 
 def _shapes_agree(one: tuple[int, ...], other: tuple[int, ...]) -> bool:

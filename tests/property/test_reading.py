@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from edge_agent.inference.bodies import BodyLimits
 from edge_agent.inference.reading import HEAD_BYTES_MAX, PIPELINED_MAX, Reader
-from edge_agent.inference.web import Answerer, Application, Call, Reply, document
+from edge_agent.inference.web import HEADS_MAX, Answerer, Application, Call, Reply, document
 
 LIMITS = BodyLimits(body_bytes_max=4096, bodies_bytes_max=8192)
 
@@ -122,3 +122,31 @@ def test_all_bodies_together_are_bounded_and_what_is_left_is_given_back() -> Non
     for reader in readers:
         reader.close()
     assert shared.bodies._held == 0
+
+
+def test_what_stands_before_a_blank_line_is_remembered_only_if_it_is_a_whole_head() -> None:
+    """Else bytes of one caller could be taken for the body of a request that nobody has sent."""
+    body = b"b" * 64
+    post = b"POST /echo/a HTTP/1.1\r\nContent-Length: 64\r\n\r\n" + body
+    start = b"GET / HTTP/1.1\r\nX: "
+    get = start + b"y" * (len(body) - len(start) - 4) + b"\r\n\r\n"
+    shared = application()
+    for _ in range(2):
+        assert read(shared, b"\r\n\r\n" + post)[0] == [("POST", "a", body, True)]
+        assert read(shared, b"\r\n\r\n" + get)[0] == [("GET", "", b"", True)]
+
+
+def test_a_head_whose_request_ended_the_connection_or_was_packed_is_not_remembered() -> None:
+    shared = application()
+    closing = b"POST /echo/a HTTP/1.1\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx"
+    packed = b"POST /echo/a HTTP/1.1\r\nContent-Encoding: gzip\r\nContent-Length: 1\r\n\r\nx"
+    for _ in range(2):
+        assert read(shared, closing)[0] == [("POST", "a", b"x", False)]
+        assert read(shared, packed)[0][0][1] == "InvalidInput"
+
+
+def test_heads_that_are_remembered_are_bounded() -> None:
+    shared = application()
+    for number in range(2 * HEADS_MAX + 3):
+        read(shared, b"GET / HTTP/1.1\r\nX: %d\r\n\r\n" % number)
+    assert 0 < len(shared.heads._known) <= HEADS_MAX
