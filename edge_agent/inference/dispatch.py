@@ -103,23 +103,24 @@ class Dispatcher:
             if self._free == 0 or len(self._waiting) or self._closed:
                 return False
             self._begin((work,))
-        self._run_late([], (work,))
+        self._carry_on([], (work,))
+        return True
+
+    def _carry_on(self, late: Sequence[Ticket], works: Sequence[Any]) -> None:
+        """Run on the calling thread, which has a core, and then what waits by then, until nothing does."""
         while True:
+            for ticket in late:
+                self._owner.refuse(ticket, late=True)
+            if works:
+                self._owner.run(works)
             with self._lock:
                 self._leave()
                 if not len(self._waiting):
                     called = self._called(self._idle) if self._closed else 0
                     break
                 taken = self._take()
-            self._run_late(taken.late, _works(taken.batch))
+            late, works = taken.late, _works(taken.batch)
         self._call(called)
-        return True
-
-    def _run_late(self, late: Sequence[Ticket], works: Sequence[Any]) -> None:
-        for ticket in late:
-            self._owner.refuse(ticket, late=True)
-        if works:
-            self._owner.run(works)
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
         """Let `tickets` wait for a core; those for which there is no room are refused, or less urgent ones are."""
@@ -130,7 +131,7 @@ class Dispatcher:
                     refused += self._waiting.add(ticket, self._free)
                 except WaitingFull:
                     refused.append(ticket)
-            called = self._called(len(tickets))
+            called = self._called(min(len(tickets), self._free))  # without a core there is nothing to do
         self._call(called)
         for ticket in refused:
             self._owner.refuse(ticket, late=False)
@@ -159,10 +160,7 @@ class Dispatcher:
 
     def _work(self) -> None:
         while (taken := self._next()) is not None:
-            try:
-                self._run_late(taken.late, _works(taken.batch))
-            finally:
-                self._call(self._end())
+            self._carry_on(taken.late, _works(taken.batch))
 
     def _next(self) -> Taken | None:
         """What to do next, with a core for it; None when there is nothing more to do."""
@@ -211,7 +209,7 @@ class Dispatcher:
         with self._lock:
             self._leave()
             waiting = len(self._waiting)
-            return self._called(self._idle if self._closed else waiting) if waiting or self._closed else 0
+            return self._called(self._idle if self._closed else min(waiting, self._free))
 
     def _leave(self) -> None:
         del self._running[threading.get_ident()]
