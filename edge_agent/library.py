@@ -26,7 +26,7 @@ from edge_agent.app import Agent
 from edge_agent.config import AgentSettings, load_settings
 from edge_agent.identity import load_identity
 from edge_agent.inference.labels import Label, Labelled, Scalar
-from edge_agent.inference.requests import Inference
+from edge_agent.inference.requests import Inference, Terms
 from edge_agent.inference.serving import ModelServer, Served
 from edge_agent.inference.sides import Wish
 from edge_agent.running import sole_user
@@ -102,9 +102,8 @@ class Device:
         does.
         """
         named = ModelName(model), Version(version) if version else None
-        answer = self._server().infer_here(
-            *named, inputs, outputs, priority=priority, timeout_s=timeout_s, parameters=parameters, wish=Wish(side, key)
-        )
+        terms = Terms(priority, timeout_s, parameters or {}, Wish(side, key))
+        answer = self._server().infer_here(*named, inputs, outputs, terms)
         self._running().labels.remember(named[0], request_id, answer)
         return answer
 
@@ -124,10 +123,8 @@ class Device:
     ) -> Inference:
         """`infer` for coroutines, on any event loop. Cancelling it takes a request that waits along."""
         named = ModelName(model), Version(version) if version else None
-        future = self._server().submit(
-            *named, inputs, outputs, priority=priority, timeout_s=timeout_s, parameters=parameters, wish=Wish(side, key)
-        )
-        answer = await asyncio.wrap_future(future)
+        terms = Terms(priority, timeout_s, parameters or {}, Wish(side, key))
+        answer = await asyncio.wrap_future(self._server().submit(*named, inputs, outputs, terms))
         self._running().labels.remember(named[0], request_id, answer)
         return answer
 

@@ -58,6 +58,30 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> No
             raise InvalidInput(got, field=f"inputs.{spec.name}", fix=f"send {describe(spec)}")
 
 
+class Expected:
+    """Declared inputs, made ready to be compared with those of many requests."""
+
+    def __init__(self, specs: tuple[TensorSpec, ...]) -> None:
+        self._specs = specs
+        self._each = tuple((spec, spec.name, DTYPES.get(spec.datatype), _open_first(spec)) for spec in specs)
+
+    def check(self, feeds: Mapping[str, Array]) -> None:
+        """As `check_feeds`."""
+        if len(feeds) != len(self._each):
+            return check_feeds(self._specs, feeds)
+        for spec, name, dtype, first in self._each:
+            array = feeds.get(name)
+            if array is None or array.dtype != dtype or array.ndim != len(spec.shape):
+                return check_feeds(self._specs, feeds)
+            if array.shape[first:] != spec.shape[first:] and not accepts(spec, array):
+                return check_feeds(self._specs, feeds)
+        return None
+
+
+def _open_first(spec: TensorSpec) -> int:
+    return 1 if spec.shape and spec.shape[0] == -1 else 0
+
+
 def accepts(spec: TensorSpec, array: Array) -> bool:
     """Whether `array` has the type and shape that `spec` declares."""
     if array.dtype != DTYPES.get(spec.datatype) or array.ndim != len(spec.shape):

@@ -34,6 +34,12 @@ class Recorder(Protocol):
         """One run of the engine: its rows, its seconds, and how long each of its requests had waited for it."""
         ...
 
+    def answered(
+        self, model: ModelName, version: Version, *, rows: int, run_s: float, queue_s: float, latency_s: float
+    ) -> None:
+        """One request that was run alone and answered well: `ran` and `record` together, because most are."""
+        ...
+
     def not_run(self, model: ModelName, version: Version, why: NotRun) -> None:
         """One request that was never run, and why."""
         ...
@@ -108,8 +114,14 @@ class Answering:
     def alone(self, request: Request) -> Answer:
         """The answer of the first release or, when it fails, of the second."""
         first, second = request.chosen
-        tried = self._attempt(first, request)
-        if tried.good or second is None:
+        started_at = self._clock.monotonic()
+        tried = attempt(first, request.feeds, request.outputs)
+        ended_at = self._clock.monotonic()
+        request.compute_s = ended_at - started_at
+        if tried.failure is None and tried.flaw is None:
+            return self._answered(first, tried, request, started_at, ended_at)
+        self._measure(first, tried, request, started_at)
+        if second is None:
             return self._delivered(first, tried, request, judged=not tried.refused)
         other = self._attempt(second, request)
         if not other.good:
@@ -132,16 +144,33 @@ class Answering:
     def _attempt(self, loaded: Loaded, request: Request) -> Attempt:
         started_at = self._clock.monotonic()
         tried = attempt(loaded, request.feeds, request.outputs)
-        seconds = self._clock.monotonic() - started_at
-        if tried.good:
-            loaded.ran(request.rows or 1, seconds)
-            if loaded is request.chosen.first:
-                loaded.batching.observe(request.kind, request.rows or 1, seconds, _bytes(tried))
-        queue_s, request.compute_s = started_at - request.admitted_at, seconds
-        waits = (queue_s,) if loaded is request.chosen.first else ()  # the second had to wait for the first to fail
-        self._recorder.ran(loaded.model, loaded.version, request.rows or 1, seconds, waits)
-        loaded.measure(failed=not tried.good, queue_s=queue_s, compute_s=seconds, now=self._clock.now())
+        request.compute_s = self._clock.monotonic() - started_at
+        self._measure(loaded, tried, request, started_at)
         return tried
+
+    def _measure(self, loaded: Loaded, tried: Attempt, request: Request, started_at: float) -> None:
+        """Count how long an attempt took, whatever came of it."""
+        rows, seconds, queue_s = request.rows or 1, request.compute_s, started_at - request.admitted_at
+        if tried.good:
+            loaded.ran(rows, seconds)
+        waits = (queue_s,) if loaded is request.chosen.first else ()  # the second had to wait for the first to fail
+        self._recorder.ran(loaded.model, loaded.version, rows, seconds, waits)
+        loaded.measure(failed=not tried.good, queue_s=queue_s, compute_s=seconds, now=self._clock.now())
+
+    def _answered(self, loaded: Loaded, tried: Attempt, request: Request, started_at: float, ended_at: float) -> Answer:
+        """A good answer of the first release, counted in one go: most requests end here."""
+        rows, seconds, admitted_at = request.rows or 1, request.compute_s, request.admitted_at
+        queue_s = started_at - admitted_at
+        if loaded.batching.possible:
+            loaded.batching.observe(request.kind, rows, seconds, _bytes(tried))
+        loaded.answered(rows, queue_s=queue_s, compute_s=seconds, now=self._clock.now())
+        latency_s = ended_at - admitted_at
+        self._recorder.answered(
+            loaded.model, loaded.version, rows=rows, run_s=seconds, queue_s=queue_s, latency_s=latency_s
+        )
+        if loaded.watch is not None:
+            self._sample(loaded, tried, request)
+        return Answer(request, Inference(self._kept(loaded, tried, request), loaded.version, loaded.model))
 
     def _delivered(self, loaded: Loaded, tried: Attempt, request: Request, *, judged: bool) -> Answer:
         """The outcome for the caller, counted."""

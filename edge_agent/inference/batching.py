@@ -53,12 +53,22 @@ class Batching:
         self._trials = 0
         self._answer_bytes = 0
         self.lengths = Lengths(padding or {}, inputs, batched=self._possible)
+        self._same = None if self.lengths.padder else self._same_kind(inputs)
         self._curves: OrderedDict[Hashable, CostCurve] = OrderedDict()
+
+    @property
+    def possible(self) -> bool:
+        """Whether requests may run together, as far as is known."""
+        return self._possible
 
     @property
     def proven(self) -> bool:
         """Whether rows were seen to be independent."""
         return self._possible and self._trials >= TRIALS
+
+    def kind_of(self, feeds: Mapping[str, Array]) -> Kind:
+        """What `feeds` have in common with those that they may be joined with."""
+        return self._same or Kind(self.shape_of(feeds), self.length_of(feeds))
 
     def shape_of(self, feeds: Mapping[str, Array]) -> Hashable:
         """What inputs have in common with those that cost as much for each row, and that they may be joined with."""
@@ -104,6 +114,12 @@ class Batching:
         with self._lock:
             curve = self._curves.get(kind.classed)
             return curve.seconds(rows) if curve else None
+
+    def _same_kind(self, inputs: tuple[TensorSpec, ...]) -> Kind | None:
+        """What all requests are of, if every axis but that of the rows has one length."""
+        first = 1 if self._possible else 0
+        shapes = tuple(sorted((spec.name, spec.shape[first:]) for spec in inputs))
+        return None if any(-1 in shape for _, shape in shapes) else Kind(shapes)
 
     def _curve(self, kind: Kind) -> CostCurve:
         shape = kind.classed

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from queue import SimpleQueue
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from common.clock import Clock
 from edge_agent.inference.scheduling import Taken, Ticket, Waiting, WaitingFull, WaitingLimits
@@ -26,24 +26,17 @@ class Owner(Protocol):
         """How many of `waiting` rows like those of `first` to run together."""
         ...
 
-    def run(self, batch: Sequence[Ticket]) -> None:
-        """Run and answer; must not raise."""
+    def run(self, works: Sequence[Any]) -> None:
+        """Run and answer the works of one batch; must not raise."""
         ...
 
-    def stop(self, thread: int, batch: Sequence[Ticket]) -> None:
-        """`thread` has run `batch` for too long: let it end. Called under the dispatcher's lock, perhaps repeatedly."""
+    def stop(self, thread: int, works: Sequence[Any]) -> None:
+        """`thread` has run `works` for too long: let it end. Called under the dispatcher's lock, perhaps repeatedly."""
         ...
 
     def refuse(self, ticket: Ticket, *, late: bool) -> None:
         """Tell that `ticket` will not run: its deadline has passed, or there is no room."""
         ...
-
-
-class _Running(NamedTuple):
-    """What a thread runs, and since when (monotonic seconds)."""
-
-    batch: Sequence[Ticket]
-    since: float
 
 
 class Dispatcher:
@@ -56,7 +49,7 @@ class Dispatcher:
         self._owner = owner
         self._clock = clock
         self._run_s_max = run_s_max
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, tuple[Sequence[Any], float]] = {}  # what each thread runs, and since when
         self._pulses: list[Future[None]] = []
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -89,17 +82,45 @@ class Dispatcher:
         """Whether a core is free and nobody waits for one; by the time it is known that may have changed."""
         return self._free > 0 and not len(self._waiting)
 
-    def try_run(self, ticket: Ticket) -> bool:
-        """Run `ticket` on the calling thread, if a core is free and nobody waits; whether it was."""
+    def try_run(self, work: Any) -> bool:
+        """Run `work` on the calling thread, if a core is free and nobody waits; whether it was."""
+        works = (work,)
         with self._lock:
             if self._free == 0 or len(self._waiting) or self._closed:
                 return False
-            self._begin([ticket])
+            self._begin(works)
         try:
-            self._owner.run([ticket])
+            self._owner.run(works)
         finally:
             self._call(self._end())
         return True
+
+    def run_on(self, work: Any) -> bool:
+        """`try_run`, and then what waits by then, until nothing does: for a thread that has nothing better to do. The
+        core goes from one to the next, and nobody is woken for it.
+        """
+        with self._lock:
+            if self._free == 0 or len(self._waiting) or self._closed:
+                return False
+            self._begin((work,))
+        self._carry_on([], (work,))
+        return True
+
+    def _carry_on(self, late: Sequence[Ticket], works: Sequence[Any]) -> None:
+        """Run on the calling thread, which has a core, and then what waits by then, until nothing does."""
+        while True:
+            for ticket in late:
+                self._owner.refuse(ticket, late=True)
+            if works:
+                self._owner.run(works)
+            with self._lock:
+                self._leave()
+                if not len(self._waiting):
+                    called = self._called(self._idle) if self._closed else 0
+                    break
+                taken = self._take()
+            late, works = taken.late, _works(taken.batch)
+        self._call(called)
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
         """Let `tickets` wait for a core; those for which there is no room are refused, or less urgent ones are."""
@@ -110,13 +131,13 @@ class Dispatcher:
                     refused += self._waiting.add(ticket, self._free)
                 except WaitingFull:
                     refused.append(ticket)
-            called = self._called(len(tickets))
+            called = self._called(min(len(tickets), self._free))  # without a core there is nothing to do
         self._call(called)
         for ticket in refused:
             self._owner.refuse(ticket, late=False)
 
     def pulse(self) -> "Future[None]":
-        """Done when one of the threads has come back for work: they do not all hang."""
+        """Done when a core is free, or comes free: not every core has a model that hangs."""
         future: Future[None] = Future()
         with self._lock:
             self._pulses.append(future)
@@ -139,19 +160,14 @@ class Dispatcher:
 
     def _work(self) -> None:
         while (taken := self._next()) is not None:
-            for ticket in taken.late:
-                self._owner.refuse(ticket, late=True)
-            try:
-                if taken.batch:
-                    self._owner.run(taken.batch)
-            finally:
-                self._call(self._end())
+            self._carry_on(taken.late, _works(taken.batch))
 
     def _next(self) -> Taken | None:
         """What to do next, with a core for it; None when there is nothing more to do."""
         while True:
             with self._lock:
-                self._answer_pulses()
+                if self._free:
+                    self._answer_pulses()
                 if len(self._waiting) and self._free:
                     return self._take()
                 if self._closed and not len(self._waiting):
@@ -164,7 +180,7 @@ class Dispatcher:
         taken = self._waiting.take(
             self._clock.monotonic(), lambda first, rows: self._owner.rows_for(first, -(-rows // free))
         )
-        self._begin(taken.batch)
+        self._begin(_works(taken.batch))
         return taken
 
     def _called(self, wanted: int) -> int:
@@ -184,22 +200,32 @@ class Dispatcher:
                 pulse.set_result(None)
         self._pulses.clear()
 
-    def _begin(self, batch: Sequence[Ticket]) -> None:
+    def _begin(self, works: Sequence[Any]) -> None:
         self._free -= 1
-        self._running[threading.get_ident()] = _Running(batch, self._clock.monotonic())
+        self._running[threading.get_ident()] = works, self._clock.monotonic()
 
     def _end(self) -> int:
         """The core is free again; returns how many threads to call: for what waits, or to end."""
         with self._lock:
-            del self._running[threading.get_ident()]
-            self._free += 1
-            return self._called(self._idle if self._closed else len(self._waiting))
+            self._leave()
+            waiting = len(self._waiting)
+            return self._called(self._idle if self._closed else min(waiting, self._free))
+
+    def _leave(self) -> None:
+        del self._running[threading.get_ident()]
+        self._free += 1
+        if self._pulses:
+            self._answer_pulses()
 
     def _oversee(self) -> None:
         """A model may loop for ever on one input; a core that it holds would be lost."""
         while not self._ended.wait(OVERSEE_S):
             with self._lock:
                 latest = self._clock.monotonic() - self._run_s_max
-                for thread, running in self._running.items():
-                    if running.since <= latest:
-                        self._owner.stop(thread, running.batch)
+                for thread, (works, since) in self._running.items():
+                    if since <= latest:
+                        self._owner.stop(thread, works)
+
+
+def _works(batch: Sequence[Ticket]) -> list[Any]:
+    return [ticket.work for ticket in batch]

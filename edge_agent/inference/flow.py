@@ -10,43 +10,26 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from common.artifact.tensors import Array, check_feeds
 from common.clock import Clock
 from common.errors import DeadlineExceeded, Unavailable
-from common.ids import ModelName, Version
+from common.ids import ModelName
 from edge_agent.inference.answering import Answer, Answering
 from edge_agent.inference.batching import TRIAL_ROWS_MAX
 from edge_agent.inference.dispatch import Dispatcher
 from edge_agent.inference.engine import EngineFailure
 from edge_agent.inference.mirror import Mirror
 from edge_agent.inference.placement import Placements
-from edge_agent.inference.requests import Inference, Overloaded, Request
+from edge_agent.inference.requests import Ask, Caller, Here, Inference, Overloaded, Request, Terms, Waiter
 from edge_agent.inference.router import Router
 from edge_agent.inference.routing import Load
 from edge_agent.inference.scheduling import PRIORITY_DEFAULT, Ticket, WaitingLimits
-from edge_agent.inference.sides import NO_WISH, Wish
 from edge_agent.inference.tensors import check_outputs
 
 logger = logging.getLogger(__name__)
-
-
-class Terms(NamedTuple):
-    """How urgent a request is: `priority` 1 (first) to 9, and within which time it must be started; what else it says
-    of itself, for rules; and who it wishes to be answered by.
-    """
-
-    priority: int = PRIORITY_DEFAULT
-    timeout_s: float | None = None
-    parameters: Mapping[str, Any] = {}
-    wish: Wish = NO_WISH
-
-    def after(self, waited_s: float) -> "Terms":
-        """For a request that has waited for so many seconds already."""
-        return self if self.timeout_s is None else self._replace(timeout_s=max(0.0, self.timeout_s - waited_s))
 
 
 class FlowLimits(NamedTuple):
@@ -77,7 +60,7 @@ class RequestFlow:
         self._clock = clock
         self._dispatcher = Dispatcher(cores, limits.waiting, limits.run_s_max, self, clock)
         self.router = Router(placements, self._load, wake)
-        self._cores = cores
+        self.cores = cores
         self._batch_bytes_max = limits.waiting.batch_bytes_max
         self._arrived: list[Ticket] = []
         self.mirrors: dict[ModelName, Mirror] = {}
@@ -93,22 +76,15 @@ class RequestFlow:
         """Answer what was accepted and end the threads. Returns at once."""
         self._dispatcher.close()
 
-    async def infer(
-        self,
-        model: ModelName,
-        version: Version | None,
-        feeds: Mapping[str, Array],
-        outputs: Sequence[str] | None,
-        terms: Terms,
-    ) -> Inference:
+    async def infer(self, ask: Ask) -> Inference:
         """See `ModelServer.infer`."""
         loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         future: asyncio.Future[Inference] = loop.create_future()
-        request = self._request(model, version, feeds, outputs, terms, future=future)
+        request = self._request(ask, future)
         if (known := self._recalled(request)) is not None:
             return known
-        ticket = _ticket(request, terms)
+        ticket = _ticket(request, ask.terms)
         self._arrived.append(ticket)
         if len(self._arrived) == 1:
             loop.call_soon(self._flush)
@@ -118,39 +94,36 @@ class RequestFlow:
             self._cancel(ticket)
             raise
 
-    def infer_here(
-        self,
-        model: ModelName,
-        version: Version | None,
-        feeds: Mapping[str, Array],
-        outputs: Sequence[str] | None,
-        terms: Terms,
-    ) -> Inference:
+    def infer_here(self, ask: Ask) -> Inference:
         """See `ModelServer.infer_here`."""
-        future: Future[Inference] = Future()
-        request = self._request(model, version, feeds, outputs, terms, future=future)
+        caller = Here()
+        request = self._request(ask, caller)
         if (known := self._recalled(request)) is not None:
             return known
-        ticket = _ticket(request, terms)
-        if not self._dispatcher.try_run(ticket):
-            self._dispatcher.submit([ticket])
-        return future.result()
+        if not self._dispatcher.try_run(request):
+            caller.elsewhere()
+            self._dispatcher.submit([_ticket(request, ask.terms)])
+        return caller.result()
 
-    def submit(
-        self,
-        model: ModelName,
-        version: Version | None,
-        feeds: Mapping[str, Array],
-        outputs: Sequence[str] | None,
-        terms: Terms,
-    ) -> "Future[Inference]":
+    def deliver(self, ask: Ask, caller: Waiter) -> None:
+        """See `ModelServer.deliver`."""
+        request = self._request(ask, caller)
+        if (known := self._recalled(request)) is not None:
+            return caller.set_result(known)
+        if self._dispatcher.run_on(request):
+            return None
+        ticket = _ticket(request, ask.terms)
+        caller.waits(lambda: self._cancel(ticket))
+        return self._dispatcher.submit([ticket])
+
+    def submit(self, ask: Ask) -> "Future[Inference]":
         """See `ModelServer.submit`."""
         future: Future[Inference] = Future()
-        request = self._request(model, version, feeds, outputs, terms, future=future)
+        request = self._request(ask, future)
         if (known := self._recalled(request)) is not None:
             future.set_result(known)
             return future
-        ticket = _ticket(request, terms)
+        ticket = _ticket(request, ask.terms)
 
         def ended(_: object) -> None:
             if future.cancelled():
@@ -170,23 +143,22 @@ class RequestFlow:
         row = first.size // max(1, first.rows)
         return request.chosen.first.batching.next_rows(request.kind, waiting, row, self._batch_bytes_max)
 
-    def run(self, batch: Sequence[Ticket]) -> None:
+    def run(self, works: Sequence[Request]) -> None:
         """See `Owner.run`."""
-        requests: list[Request] = [ticket.work for ticket in batch]
         try:
-            self._run(requests)
+            self._run(works)
         except Exception:
             logger.exception("a batch failed outside the engine")
             failure = EngineFailure("internal error; the agent's log has the details")
-            self._deliver([Answer(request, failure) for request in requests])
+            self._deliver([Answer(request, failure) for request in works])
         finally:
-            for request in requests:
+            for request in works:
                 request.chosen.unpin()
 
-    def stop(self, thread: int, batch: Sequence[Ticket]) -> None:
+    def stop(self, thread: int, works: Sequence[Request]) -> None:
         """See `Owner.stop`."""
-        for ticket in batch:
-            first, second = ticket.work.chosen
+        for request in works:
+            first, second = request.chosen
             first.stop(thread)
             if second:
                 second.stop(thread)
@@ -198,19 +170,30 @@ class RequestFlow:
         request.chosen.unpin()
         self._deliver([Answer(request, _too_late() if late else _no_room())])
 
-    def _cancel(self, ticket: Ticket) -> None:
-        """The caller has left; if the request still waited, it will not run."""
-        if self._dispatcher.cancel(ticket):
+    def _cancel(self, ticket: Ticket) -> bool:
+        """The caller has left; if the request still waited, it will not run, and that is the answer."""
+        cancelled = self._dispatcher.cancel(ticket)
+        if cancelled:
             self._answering.not_run(ticket.work, "cancelled")
             ticket.work.chosen.unpin()
+        return cancelled
 
     def _run(self, requests: Sequence[Request]) -> None:
+        if len(requests) == 1:
+            answer = self._alone(requests[0])
+            if self.mirrors:
+                self._offer([answer])
+            if isinstance(answer.request.future, asyncio.Future):
+                self._deliver([answer])
+            else:
+                answer.request.settle(answer.outcome)
+            return
         batching = requests[0].chosen.first.batching
         mixed = len({request.kind.length for request in requests}) > 1
         settled = batching.proven and (batching.lengths.trusted(requests[0].outputs) if mixed else True)
         groups = _by_length(requests) if mixed and not settled else [requests]
         answers = [answer for group in groups for answer in self._answered(group, together=batching.proven)]
-        if len(requests) > 1 and not settled:
+        if not settled:
             self._answering.try_together(_some(answers))
 
     def _answered(self, requests: Sequence[Request], *, together: bool) -> list[Answer]:
@@ -239,28 +222,21 @@ class RequestFlow:
         self.finished += 1  # threads may overwrite each other's, and it still changes
         return answer
 
-    def _request(
-        self,
-        model: ModelName,
-        version: Version | None,
-        feeds: Mapping[str, Array],
-        outputs: Sequence[str] | None,
-        terms: Terms,
-        *,
-        future: "asyncio.Future[Inference] | Future[Inference]",
-    ) -> Request:
+    def _request(self, ask: Ask, future: "Caller | asyncio.Future[Inference] | Future[Inference]") -> Request:
         """A request that may run; whoever called sees to its end."""
         if self.closed:
             raise Unavailable("the inference server is stopping")
         admitted_at = self._clock.monotonic()
+        model, version, feeds, outputs, terms = ask
         chosen = self._placements.pin(model, version, terms.wish)
         try:
-            check_feeds(chosen.first.inputs, feeds)
+            first = chosen.first
+            first.expected.check(feeds)
             if outputs is None:
-                outputs = chosen.first.output_names
+                outputs = first.output_names
             else:
-                check_outputs(chosen.first.outputs, outputs)
-            if version is None:
+                check_outputs(first.outputs, outputs)
+            if version is None and first.serving.routes:
                 chosen = self.router.handed_on(chosen, feeds, terms.priority or PRIORITY_DEFAULT, terms.parameters)
             question = self._recall.question(chosen.first, feeds, outputs)
             return Request(chosen, feeds, outputs, admitted_at, future, question=question)
@@ -271,8 +247,8 @@ class RequestFlow:
     def _load(self) -> Load:
         """How busy the device is; what has arrived in this turn of the loop waits too, if no core is free for it."""
         busy = self._dispatcher.busy
-        arrived = max(0, len(self._arrived) - (self._cores - busy))
-        return Load(self._dispatcher.waiting + arrived, busy, self._cores)
+        arrived = max(0, len(self._arrived) - (self.cores - busy))
+        return Load(self._dispatcher.waiting + arrived, busy, self.cores)
 
     def _recalled(self, request: Request) -> Inference | None:
         """The answer, if the release gave it before; the request is done then."""
@@ -290,15 +266,15 @@ class RequestFlow:
 
     def _deliver(self, answers: Sequence[Answer]) -> None:
         """Hand outcomes to their callers, those on the loop all at once."""
-        loop = None
+        later = []
+        here = threading.get_ident() == self._loop_thread
         for answer in answers:
-            future = answer.request.future
-            if isinstance(future, asyncio.Future) and threading.get_ident() != self._loop_thread:
-                loop = future.get_loop()
+            if isinstance(answer.request.future, asyncio.Future) and not here:
+                later.append(answer)
             else:
                 answer.request.settle(answer.outcome)
-        if loop is not None:
-            loop.call_soon_threadsafe(_settle, [a for a in answers if isinstance(a.request.future, asyncio.Future)])
+        if later:
+            later[0].request.future.get_loop().call_soon_threadsafe(_settle, later)  # type: ignore[union-attr]
 
 
 def _ticket(request: Request, terms: Terms) -> Ticket:

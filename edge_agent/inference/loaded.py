@@ -12,7 +12,7 @@ import msgspec
 
 from common.artifact import TensorSpec
 from common.artifact.serving import ServingTerms
-from common.artifact.tensors import Array
+from common.artifact.tensors import Array, Expected
 from common.ids import ModelName, Version
 from edge_agent.inference.batching import Batching
 from edge_agent.inference.health import Health
@@ -74,6 +74,7 @@ class Loaded:
         self.example = opened.example
         self.serving = serving
         self.batching = Batching(inputs, outputs, serving.padding, row_wise=opened.row_wise)
+        self.expected = Expected(inputs)
         self.output_names = tuple(spec.name for spec in outputs)
         self.interface = _names_and_types(inputs), _names_and_types(outputs)
         self._session = opened.session
@@ -120,6 +121,20 @@ class Loaded:
         if close:
             self._close()
         return self._closed
+
+    def answered(self, rows: int, *, queue_s: float, compute_s: float, now: float) -> None:
+        """One request was run alone and answered well: `count`, `measure` and `ran` together."""
+        size = min(rows, RUN_ROWS_MAX)
+        with self._lock:
+            self._requests += 1
+            self._consecutive = 0
+            self._last_at = self._asked_at = now
+            self._answered += 1
+            self._answered_s += queue_s + compute_s
+            self._queue_s += queue_s
+            self._compute_s += compute_s
+            count, total = self._runs.get(size, (0, 0.0))
+            self._runs[size] = count + 1, total + compute_s
 
     def count(self, *, error: bool) -> None:
         """Take one request into the release's health."""

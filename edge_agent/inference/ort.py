@@ -140,12 +140,12 @@ class OrtSession:
     ) -> dict[str, Array]:
         """`run` with other values for some of `overridable`; see `edge_agent.inference.live`."""
         options = onnxruntime.RunOptions()
-        if sum(array.nbytes for array in feeds.values()) > ARENA_KEEP_INPUT_BYTES:
+        if sum([array.nbytes for array in feeds.values()]) > ARENA_KEEP_INPUT_BYTES:
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         thread = threading.get_ident()
         self._running[thread] = options
         try:
-            arrays = self._session.run(list(outputs), {**feeds, **given}, options)
+            arrays = self._session.run(list(outputs), {**feeds, **given} if given else feeds, options)
         except Exception as error:  # the runtime's errors have no common base class
             raise _named(error, "the model failed") from error
         finally:

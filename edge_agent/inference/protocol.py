@@ -28,6 +28,7 @@ AXIS_LENGTH_MAX = 2**31 - 1
 TIMEOUT_US_MAX = 3600 * 1_000_000
 """Microseconds, as in Triton's `timeout` parameter."""
 
+_AS_THEY_ARE = frozenset(DTYPES.values()) - {np.dtype(np.object_)}
 _LENGTH = struct.Struct("<I")
 _FLOAT_KINDS, _INT_KINDS = "fiu", "iu"
 
@@ -121,7 +122,7 @@ def encode_response(model: str, version: str, request: InferRequest, outputs: di
         tensor: dict[str, Any] = {"name": name, "datatype": datatype_of(array), "shape": array.shape}
         binary = name in request.binary if request.outputs else request.binary_by_default
         if binary:
-            data = _to_bytes(array)
+            data = as_bytes(array)
             tensor["parameters"] = {"binary_data_size": len(data)}
             payload.append(data)
         else:
@@ -310,7 +311,10 @@ def _wanted(tensor: InputTensor) -> str:
     return f"{count} elements of {tensor.datatype} for the shape {list(tensor.shape)}"
 
 
-def _to_bytes(array: Array) -> bytes:
+def as_bytes(array: Array) -> bytes:
+    """The elements as the protocol carries them, little-endian or as strings with their lengths."""
+    if array.dtype in _AS_THEY_ARE:
+        return array.tobytes()
     if array.dtype != np.object_:
         return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
     encoded = [str(element).encode() for element in array.flat]

@@ -1,21 +1,49 @@
 """One request on its way through the server: what is asked, who answers, and where the answer goes."""
 
 import asyncio
-import contextlib
-from collections.abc import Hashable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from common.artifact.tensors import Array
 from common.errors import FerryError, Unavailable
 from common.ids import ModelName, Version
-from edge_agent.inference.batching import Kind
 from edge_agent.inference.caching import Question
 from edge_agent.inference.placement import Chosen
+from edge_agent.inference.scheduling import PRIORITY_DEFAULT
+from edge_agent.inference.sides import NO_WISH, Wish
 from edge_agent.inference.tensors import bytes_of
 
-Deadline = float | None
-"""Monotonic seconds, or None."""
+
+class Terms(NamedTuple):
+    """What a request says of itself.
+
+    `priority` is 1 (first) to 9; a request that could not be started within `timeout_s` never is. `parameters` are what
+    the rules of the release may ask of it beside its tensors. `wish` counts where requests are split.
+    """
+
+    priority: int = PRIORITY_DEFAULT
+    timeout_s: float | None = None
+    parameters: Mapping[str, Any] = {}
+    wish: Wish = NO_WISH
+
+    def after(self, waited_s: float) -> "Terms":
+        """For a request that has waited for so many seconds already."""
+        return self if self.timeout_s is None else self._replace(timeout_s=max(0.0, self.timeout_s - waited_s))
+
+
+NO_TERMS: Final = Terms()
+
+
+class Ask(NamedTuple):
+    """What a caller wants: `outputs` of `model` (None: all of them) for `feeds`, from `version` if that is given."""
+
+    model: ModelName
+    version: Version | None
+    feeds: Mapping[str, Array]
+    outputs: Sequence[str] | None = None
+    terms: Terms = NO_TERMS
 
 
 class Overloaded(Unavailable):
@@ -36,6 +64,63 @@ class Inference(NamedTuple):
     recalled: bool = False
 
 
+class Caller(Protocol):
+    """Who gets the one outcome of a request: a future of either kind, or what behaves like one."""
+
+    def done(self) -> bool:
+        """Whether nobody waits for it any more."""
+        ...
+
+    def set_result(self, result: Inference, /) -> None: ...
+
+    def set_exception(self, exception: FerryError, /) -> None: ...
+
+
+class Waiter(Caller, Protocol):
+    """A caller who is told when the answer takes a while. It gets the outcome on any thread."""
+
+    def waits(self, cancel: Callable[[], bool], /) -> None:
+        """Before anybody else can answer; `cancel` takes the request back, and returns whether nobody will."""
+        ...
+
+
+class Here:
+    """A caller who waits on a thread of its own; far cheaper than a future when the same thread has the answer too."""
+
+    __slots__ = ("_answered", "_error", "_result")
+
+    def __init__(self) -> None:
+        self._result: Inference | None = None
+        self._error: FerryError | None = None
+        self._answered: threading.Lock | None = None
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: Inference) -> None:
+        self._result = result
+        if self._answered:
+            self._answered.release()
+
+    def set_exception(self, error: FerryError) -> None:
+        self._error = error
+        if self._answered:
+            self._answered.release()
+
+    def elsewhere(self) -> None:
+        """The answer will come from another thread."""
+        self._answered = threading.Lock()
+        self._answered.acquire()
+
+    def result(self) -> Inference:
+        """The answer, when it is there; raises what came instead."""
+        if self._answered:
+            self._answered.acquire()
+        if self._result is None:
+            raise self._error or AssertionError("a request that ran has no outcome")
+        return self._result
+
+
 class Request:
     """A request that was admitted at `admitted_at` (monotonic seconds); `chosen` is pinned until it is done.
 
@@ -51,7 +136,7 @@ class Request:
         feeds: Mapping[str, Array],
         outputs: Sequence[str],
         admitted_at: float,
-        future: "asyncio.Future[Inference] | Future[Inference]",
+        future: "Caller | asyncio.Future[Inference] | Future[Inference]",
         *,
         question: Question | None = None,
     ) -> None:
@@ -63,7 +148,7 @@ class Request:
         self.question = question
         self.compute_s = 0.0
         batching = chosen.first.batching
-        self.kind = Kind(batching.shape_of(feeds), batching.length_of(feeds))
+        self.kind = batching.kind_of(feeds)
         self.rows = batching.rows_of(feeds)
 
     @property
@@ -82,8 +167,10 @@ class Request:
         """Hand the outcome to the caller, on the thread that its future belongs to."""
         if self.future.done():
             return  # the caller has given up
-        with contextlib.suppress(InvalidStateError):  # or does so now, on another thread
+        try:
             if isinstance(outcome, Inference):
                 self.future.set_result(outcome)
             else:
                 self.future.set_exception(outcome)
+        except InvalidStateError:
+            return  # or does so now, on another thread

@@ -16,8 +16,8 @@ inputs or outputs have other names or types than the new release's stands by for
 Between `prepare` and `switch` live requests may be put to the candidate too (`mirroring`). `switch` may leave a share
 of them to the release before (`split`, see `edge_agent.inference.sides`).
 
-All methods are called on one event loop, but for `infer_here`, `submit` and `models`; inference runs on as many threads
-as there are cores, behind a bounded queue (`edge_agent.inference.flow`). The server does not judge:
+How requests come in is in `edge_agent.inference.entrance`. All methods are called on one event loop, but for those that
+say otherwise there, and those that only tell (`require`, `served`, `split`, `models`). The server does not judge:
 `edge_agent.inference.health` does, and whoever runs the update acts on it.
 """
 
@@ -26,10 +26,9 @@ import contextlib
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -37,15 +36,15 @@ from common.artifact import TensorSpec
 from common.artifact.samples import Sample
 from common.artifact.selftest import SelfTest
 from common.artifact.serving import ServingChanges, ServingTerms
-from common.artifact.tensors import Array
 from common.clock import Clock
 from common.errors import Conflict, NotFound
 from common.ids import ModelName, Version
 from common.wire import Shadow, ShadowReport, Split, SplitReport
 from edge_agent.inference.answering import Answering, Recorder
-from edge_agent.inference.asleep import Asleep, Waking
+from edge_agent.inference.asleep import Waking
 from edge_agent.inference.engine import Beside, Engine, EngineFailure, Session
-from edge_agent.inference.flow import FlowLimits, RequestFlow, Terms
+from edge_agent.inference.entrance import Entrance
+from edge_agent.inference.flow import FlowLimits, RequestFlow
 from edge_agent.inference.health import Health
 from edge_agent.inference.kept_terms import KeptTerms, kept_terms
 from edge_agent.inference.loaded import Loaded, Statistics
@@ -54,10 +53,8 @@ from edge_agent.inference.niced import run_niced
 from edge_agent.inference.opening import Extras, Load, Opened, open_release
 from edge_agent.inference.placement import Placement, Placements
 from edge_agent.inference.recall import CACHE_BYTES_MAX, Recall
-from edge_agent.inference.requests import Inference
-from edge_agent.inference.scheduling import BATCH_BYTES_MAX, PRIORITY_DEFAULT, WaitingLimits
+from edge_agent.inference.scheduling import BATCH_BYTES_MAX, WaitingLimits
 from edge_agent.inference.selftest import SamplesFile, Tested, check_answers, measure, read_samples
-from edge_agent.inference.sides import NO_WISH, Wish
 from edge_agent.inference.timelimit import TimeLimited
 from edge_agent.inference.trial import ModelRejected, check_runs, check_signature, probe
 from edge_agent.inference.warming import warm
@@ -100,7 +97,7 @@ class Served(msgspec.Struct, frozen=True):
     """False for a model that the next request loads."""
 
 
-class ModelServer:
+class ModelServer(Entrance):
     """Serves models by name; see the module's text for the life of a release.
 
     `workers` is the number of inferences at one time (default: the cores that this process may use), `queue` how many
@@ -126,7 +123,6 @@ class ModelServer:
         on_demand: Callable[[ModelName], bool] = lambda _: False,
     ) -> None:
         self._engine = engine
-        self._clock = clock
         self._run_s_max = run_s_max
         self._recorder = recorder
         self._placements = Placements()
@@ -134,24 +130,16 @@ class ModelServer:
         self._recall = Recall(clock, cache_bytes_max)
         cores = workers or len(os.sched_getaffinity(0))
         limits = FlowLimits(WaitingLimits(queue, batch_bytes_max=batch_bytes_max), run_s_max)
-        self.waking = Waking(self._placements.asleep)
+        waking = Waking(self._placements.asleep)
         answering = Answering(recorder, clock, self._recall)
-        self._flow = RequestFlow(self._placements, answering, clock, cores, limits, wake=self.waking.wanted)
+        flow = RequestFlow(self._placements, answering, clock, cores, limits, wake=waking.wanted)
+        super().__init__(flow, waking, clock)
         self._loading = asyncio.Lock()
         self._sample_interval_s = sample_interval_s
         self._batch_bytes_max = batch_bytes_max
         self.may_rest = on_demand
         self._resting: dict[ModelName, Served] = {}
         self._switched_at: dict[ModelName, float] = {}
-
-    @property
-    def finished(self) -> int:
-        """A number that changes whenever a request has left its thread, however it went."""
-        return self._flow.finished
-
-    async def pulse(self) -> None:
-        """Return when an inference thread has come back for work."""
-        await asyncio.wrap_future(self._flow.pulse())
 
     @property
     def platform(self) -> str:
@@ -161,81 +149,6 @@ class ModelServer:
     def load_plainly(self, path: Path, beside: Beside) -> Session:
         """The engine's own way to make a session of a file; see `Engine.load`."""
         return self._engine.load(path, beside)
-
-    @property
-    def ready(self) -> bool:
-        """Whether requests are accepted."""
-        return not self._flow.closed
-
-    async def infer(
-        self,
-        model: ModelName,
-        version: Version | None,
-        feeds: Mapping[str, Array],
-        outputs: Sequence[str] | None = None,
-        *,
-        priority: int = PRIORITY_DEFAULT,
-        timeout_s: float | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        wish: Wish = NO_WISH,
-    ) -> Inference:
-        """The model's answer to `feeds` (input name to array of the declared type and shape).
-
-        Without `version` the release in service answers, and during probation the previous one in its place if need
-        be. `outputs` picks some outputs by name; None means all. `priority` is 1 (first) to 9; a request that could not
-        be started within `timeout_s` never is. The release's rules may hand a request without a version on to another
-        model; `parameters` are what they may ask of it beside its tensors. Where requests are split, `wish` counts.
-
-        Raises `NotFound` (model or version is not served), `BeingReplaced` (it will be in a moment), `InvalidInput`
-        (names the tensor and what is expected), `Overloaded` and `DeadlineExceeded` (nothing was started),
-        `EngineFailure` (the model raised).
-        """
-        terms, began = Terms(priority, timeout_s, parameters or {}, wish), self._clock.monotonic()
-        try:
-            return await self._flow.infer(model, version, feeds, outputs, terms)
-        except Asleep:
-            await self.waking.awake(model, timeout_s)
-        return await self._flow.infer(model, version, feeds, outputs, terms.after(self._clock.monotonic() - began))
-
-    def infer_here(
-        self,
-        model: ModelName,
-        version: Version | None,
-        feeds: Mapping[str, Array],
-        outputs: Sequence[str] | None = None,
-        *,
-        priority: int = PRIORITY_DEFAULT,
-        timeout_s: float | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        wish: Wish = NO_WISH,
-    ) -> Inference:
-        """`infer` for callers without a loop, on any thread: when a core is free the caller's own thread runs it."""
-        terms, began = Terms(priority, timeout_s, parameters or {}, wish), self._clock.monotonic()
-        try:
-            return self._flow.infer_here(model, version, feeds, outputs, terms)
-        except Asleep:
-            self.waking.awake_from_thread(model, timeout_s)
-        return self._flow.infer_here(model, version, feeds, outputs, terms.after(self._clock.monotonic() - began))
-
-    def submit(
-        self,
-        model: ModelName,
-        version: Version | None,
-        feeds: Mapping[str, Array],
-        outputs: Sequence[str] | None = None,
-        *,
-        priority: int = PRIORITY_DEFAULT,
-        timeout_s: float | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        wish: Wish = NO_WISH,
-    ) -> "Future[Inference]":
-        """`infer` for callers on other loops: never waits; a request whose future is cancelled in time is not run."""
-        terms = Terms(priority, timeout_s, parameters or {}, wish)
-        try:
-            return self._flow.submit(model, version, feeds, outputs, terms)
-        except Asleep:
-            later = self.infer(model, version, feeds, outputs, **terms._asdict())
-            return asyncio.run_coroutine_threadsafe(later, self.waking.loop)
 
     def turned_away(self, model: ModelName, version: Version | None) -> None:
         """Count a request for which there was no room before it got here; `NotFound`."""

@@ -69,7 +69,8 @@ def made_up(specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
 def non_finite(outputs: Mapping[str, Array]) -> str | None:
     """The name of the first float output that holds a NaN or an infinity, or None."""
     for name, array in outputs.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        # Counting takes half the time of all(): this is part of every request.
+        if array.dtype.kind == "f" and np.count_nonzero(np.isfinite(array)) < array.size:
             return name
     return None
 

@@ -69,6 +69,13 @@ class ExportingRecorder:
         for waited_s in queue_s:
             self._queue.record(waited_s, release)
 
+    def answered(
+        self, model: ModelName, version: Version, *, rows: int, run_s: float, queue_s: float, latency_s: float
+    ) -> None:
+        """One request that was run alone and answered well, as `Recorder.answered`."""
+        self.ran(model, version, rows, run_s, (queue_s,))
+        self.record(model, version, latency_s, error=False)
+
     def not_run(self, model: ModelName, version: Version, why: NotRun) -> None:
         """One request that was never run, as `Recorder.not_run`."""
         self._windows.not_run(model, version, why)

@@ -1,7 +1,7 @@
 """Counts of what each release did, cut into windows.
 
-Every inference passes through here, so recording is a bisection and a few additions under one lock (`ran` and `record`
-together take about 1 us); the percentiles are somebody else's job. `cut` ends the present windows and begins new ones;
+Every inference passes through here, so recording is a bisection or three and a few additions under one lock (about
+1 us); the percentiles are somebody else's job. `cut` ends the present windows and begins new ones;
 a release that did nothing has no window.
 """
 
@@ -68,6 +68,23 @@ class Recorder:
                 counts.queued[bisect_left(LATENCY_BOUNDS_S, waited_s)] += 1
                 counts.queue_sum_s += waited_s
                 counts.queue_max_s = max(counts.queue_max_s, waited_s)
+
+    def answered(
+        self, model: ModelName, version: Version, *, rows: int, run_s: float, queue_s: float, latency_s: float
+    ) -> None:
+        """One request that was run alone and answered well: `ran` and `record` together."""
+        bucket = bisect_left(LATENCY_BOUNDS_S, latency_s), bisect_left(LATENCY_BOUNDS_S, queue_s)
+        with self._lock:
+            counts = self._counts(model, version)
+            counts.requests += 1
+            counts.latencies[bucket[0]] += 1
+            counts.sum_s += latency_s
+            counts.runs[bisect_left(RUN_ROWS_BOUNDS, rows)] += 1
+            counts.rows += rows
+            counts.run_s += run_s
+            counts.queued[bucket[1]] += 1
+            counts.queue_sum_s += queue_s
+            counts.queue_max_s = max(counts.queue_max_s, queue_s)
 
     def not_run(self, model: ModelName, version: Version, why: NotRun) -> None:
         """One request that was never run."""

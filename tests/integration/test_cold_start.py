@@ -19,7 +19,7 @@ from edge_agent.inference.http import inference_app
 from edge_agent.inference.listening import listen
 from edge_agent.inference.optimised import OptimisedModels
 from edge_agent.inference.ort import OrtEngine
-from edge_agent.inference.requests import Overloaded
+from edge_agent.inference.requests import Overloaded, Terms
 from tests.conftest import eventually
 from tests.integration.agent_bench import Device, device_at
 from tests.integration.release_desk import MODEL, ONNX_FILE, ReleaseDesk, fails_on
@@ -108,7 +108,7 @@ async def test_waiting_is_bounded_in_number_and_time(
         await device.server.rest(MODEL)
         engine.open.clear()
         with pytest.raises(DeadlineExceeded):
-            await device.server.infer(MODEL, None, FEEDS, timeout_s=0.05)
+            await device.server.infer(MODEL, None, FEEDS, terms=Terms(timeout_s=0.05))
         engine.open.set()
         assert await device.ask() == ("1", True)
 

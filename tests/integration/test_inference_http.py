@@ -25,12 +25,13 @@ from common.artifact import TensorSpec
 from common.clock import SystemClock
 from common.errors import Unavailable
 from common.ids import ModelName, Version
-from edge_agent.inference.asgi import Application, BodyLimits
+from edge_agent.inference.bodies import BodyLimits
 from edge_agent.inference.http import inference_app
 from edge_agent.inference.listening import listen
 from edge_agent.inference.ort import OrtEngine, OrtSession
 from edge_agent.inference.requests import Overloaded
 from edge_agent.inference.serving import ModelServer
+from edge_agent.inference.web import Application
 from edge_agent.telemetry.recorder import Recorder
 from tests.conftest import eventually
 from tests.integration.small_models import MODEL, Bench, adder, identity, nan_unless_zero, raises_unless_zero

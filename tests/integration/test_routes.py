@@ -17,7 +17,7 @@ from common.errors import NotFound
 from common.ids import ModelName, Version
 from edge_agent.inference.http import ANSWERED_BY, inference_app
 from edge_agent.inference.listening import listen
-from edge_agent.inference.requests import Inference
+from edge_agent.inference.requests import Inference, Terms
 from edge_agent.inference.router import RuleStatus
 from edge_agent.inference.routing import HOPS_MAX
 from tests.conftest import eventually
@@ -47,7 +47,7 @@ async def serve(bench: Bench, model: ModelName, number: int, *routes: Route, cac
 
 async def ask(bench: Bench, rows: int = 1, **terms: Any) -> Inference:
     version = terms.pop("version", None)
-    return await bench.server.infer(MODEL, version, {"x": np.ones((rows, 4), np.float32)}, **terms)
+    return await bench.server.infer(MODEL, version, {"x": np.ones((rows, 4), np.float32)}, terms=Terms(**terms))
 
 
 def rules(bench: Bench, model: ModelName = MODEL) -> tuple[RuleStatus, ...]:

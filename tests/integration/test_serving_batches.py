@@ -15,7 +15,7 @@ from common.errors import DeadlineExceeded
 from common.ids import Version
 from edge_agent.inference.batching import TRIALS
 from edge_agent.inference.engine import EngineFailure
-from edge_agent.inference.requests import Overloaded
+from edge_agent.inference.requests import Overloaded, Terms
 from tests.conftest import eventually
 from tests.integration.small_models import (
     MODEL,
@@ -44,7 +44,7 @@ async def serve(bench: Bench, make: Callable[[Path], Path]) -> None:
 async def ask(bench: Bench, value: float, **terms: float) -> float:
     """The answer to one row of `value`: its first element."""
     feeds = {"x": np.full((1, 4), value, np.float32)}
-    answer = await bench.server.infer(MODEL, None, feeds, **terms)  # type: ignore[arg-type]
+    answer = await bench.server.infer(MODEL, None, feeds, terms=Terms(**terms))  # type: ignore[arg-type]
     assert answer.outputs["y"].shape == (1, 4)
     return float(answer.outputs["y"][0, 0])
 

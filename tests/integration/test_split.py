@@ -20,6 +20,7 @@ from common.wire import DesiredModel, Split, SplitReport
 from edge_agent.inference.health import Limits
 from edge_agent.inference.http import inference_app
 from edge_agent.inference.listening import listen
+from edge_agent.inference.requests import Terms
 from edge_agent.inference.sides import NO_WISH, Wish
 from tests.conftest import eventually
 from tests.integration.agent_bench import Device, device_at
@@ -64,7 +65,7 @@ async def answers(device: Device, count: int, wish: Wish = NO_WISH) -> Counter[s
     """Who answered; the answer itself must be of the release that it names."""
     seen: Counter[str] = Counter()
     for _ in range(count):
-        answer = await device.server.infer(MODEL, None, FEEDS, wish=wish)
+        answer = await device.server.infer(MODEL, None, FEEDS, terms=Terms(wish=wish))
         assert answer.outputs["y"][0, 0] == 1 + int(answer.version)
         seen[answer.version] += 1
     return seen
@@ -95,7 +96,7 @@ async def test_a_request_decides_for_itself_and_a_caller_stays_where_it_is(
     assert all(len(seen) == 1 for seen in callers)
     assert 8 < sum(seen["2"] == 5 for seen in callers) < 32
     for version in ("1", "2"):
-        answer = await device.server.infer(MODEL, Version(version), FEEDS, wish=Wish("candidate"))
+        answer = await device.server.infer(MODEL, Version(version), FEEDS, terms=Terms(wish=Wish("candidate")))
         assert answer.version == version, "a request that names a version gets it"
     with pytest.raises(NotFound):
         await device.server.infer(MODEL, Version("3"), FEEDS)

@@ -15,6 +15,7 @@ A curve belongs to one release and one shape of rows.
     2
 """
 
+from bisect import bisect_right
 from collections import deque
 from statistics import median
 from typing import Final
@@ -25,6 +26,8 @@ ROWS_MAX: Final = SIZES[-1]
 OBSERVATIONS_MAX: Final = 9
 """Newest batches of each size whose median counts: so one that was disturbed does not."""
 OBSERVATIONS_MIN: Final = 3
+JUDGE_AFTER: Final = 4
+"""Batches of a size, once its cost is known, between two looks at what is best: each request would pay for it."""
 GAIN_MIN: Final = 0.03
 """Of the cost of a row: a larger batch makes callers wait for each other and must be worth that."""
 LOSSES_MAX: Final = 2
@@ -39,6 +42,7 @@ class CostCurve:
     def __init__(self, rows_max: int = ROWS_MAX) -> None:
         self._sizes = [size for size in SIZES if size <= max(1, rows_max)]
         self._seconds = {size: deque[float](maxlen=OBSERVATIONS_MAX) for size in self._sizes}
+        self._since = dict.fromkeys(self._sizes, 0)
         self._each: dict[int, float] = {}
         self._best = 1
         self._climb: int | None = 1
@@ -51,10 +55,12 @@ class CostCurve:
 
     def observe(self, rows: int, seconds: float) -> None:
         """A batch of `rows` took `seconds` in the engine."""
-        size = max(size for size in self._sizes if size <= max(1, rows))
+        size = self._sizes[max(0, bisect_right(self._sizes, rows) - 1)]
         seen = self._seconds[size]
         seen.append(seconds / rows)
-        if len(seen) >= OBSERVATIONS_MIN:
+        self._since[size] += 1
+        if len(seen) >= OBSERVATIONS_MIN and self._since[size] >= (1 if len(seen) < OBSERVATIONS_MAX else JUDGE_AFTER):
+            self._since[size] = 0
             self._each[size] = median(seen)
             self._best, self._climb = self._judged()
 
