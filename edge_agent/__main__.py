@@ -134,7 +134,6 @@ def _join(options: argparse.Namespace, settings: AgentSettings) -> int:
 
 def _run(options: argparse.Namespace, settings: AgentSettings) -> int:
     from common.observability import otlp_endpoint, setup_logging, setup_tracing
-    from edge_agent import loops
     from edge_agent.identity import load_identity
     from edge_agent.running import sole_user
 
@@ -144,7 +143,7 @@ def _run(options: argparse.Namespace, settings: AgentSettings) -> int:
         with contextlib.ExitStack() as ending:
             if endpoint := otlp_endpoint(settings.otlp_endpoint):  # without one, traces are passed on and none is made
                 ending.callback(setup_tracing("ferry-agent", identity.device, endpoint).shutdown)
-            loops.run(_serve(settings, identity, options.ready_file))
+            asyncio.run(_serve(settings, identity, options.ready_file))
     return 0
 
 

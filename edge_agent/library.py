@@ -21,7 +21,6 @@ from typing import Any, Literal, Self
 from common.artifact.tensors import Array
 from common.errors import Conflict
 from common.ids import ModelName, Version
-from edge_agent import loops
 from edge_agent.app import Agent
 from edge_agent.config import AgentSettings, load_settings
 from edge_agent.identity import load_identity
@@ -174,7 +173,7 @@ class Device:
         try:
             identity = load_identity(self._settings.data)
             with sole_user(self._settings.data):
-                loops.run(self._serve(Agent(self._settings, identity), started))
+                asyncio.run(self._serve(Agent(self._settings, identity), started))
         except BaseException as error:
             if started.done():
                 raise

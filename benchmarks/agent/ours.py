@@ -14,7 +14,6 @@ import msgspec
 from common.artifact import TensorSpec
 from common.clock import SystemClock
 from common.ids import ModelName, Version
-from edge_agent import loops
 from edge_agent.inference.http import inference_app
 from edge_agent.inference.listening import listen
 from edge_agent.inference.ort import OrtEngine
@@ -42,4 +41,4 @@ async def place(server: ModelServer, path: Path, inputs: tuple[TensorSpec, ...],
 
 if __name__ == "__main__":
     declared = msgspec.json.decode(sys.argv[2], type=tuple[TensorSpec, ...])
-    loops.run(serve(Path(sys.argv[1]), declared, int(sys.argv[3])))
+    asyncio.run(serve(Path(sys.argv[1]), declared, int(sys.argv[3])))
