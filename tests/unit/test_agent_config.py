@@ -53,13 +53,13 @@ def test_lists_and_paths_can_be_given_as_text() -> None:
     settings = load_settings({"variants": "int8, fp16", "ca_file": "/etc/ca.pem"}, {"FERRY_AGENT_DATA": "/data"})
 
     assert settings.variants == ("int8", "fp16")
+    assert (settings.data, settings.ca_file) == (Path("/data"), Path("/etc/ca.pem"))
 
 
 def test_nothing_comes_after_leaving_the_variant_to_measurement() -> None:
     assert load_settings({"variants": "int8,auto"}, {}).variants == ("int8", "auto")
-    with pytest.raises(InvalidInput, match="variants: 'auto' always finds a build.*put 'auto' last"):
+    with pytest.raises(InvalidInput, match=r"variants: 'auto' always finds a build.*put 'auto' last"):
         load_settings({"variants": "auto,int8"}, {})
-    assert (settings.data, settings.ca_file) == (Path("/data"), Path("/etc/ca.pem"))
 
 
 @pytest.mark.parametrize(
