@@ -728,6 +728,10 @@ def finding(device: str = "alice", *, file: str = "int8", at: float = 1.0, **cha
     return replace(plain, **changes)
 
 
+def put_finding(tx: Transaction, found: FoundVariant) -> None:
+    tx.findings.put(found)
+
+
 async def test_what_devices_found_of_a_file_comes_back_by_class_and_device(store: Store) -> None:
     other = finding("alice", file="fp16")
     known = [
@@ -736,7 +740,8 @@ async def test_what_devices_found_of_a_file_comes_back_by_class_and_device(store
         finding("alice", device_class="b"),
     ]
 
-    await store.write(lambda tx: [tx.findings.put(one) for one in (other, *reversed(known))])
+    for one in (other, *reversed(known)):
+        await store.write(partial(put_finding, found=one))
 
     assert await store.read(lambda tx: tx.findings.of(blob("int8").digest)) == known
     assert await store.read(lambda tx: tx.findings.of(blob("fp16").digest)) == [other]
