@@ -35,8 +35,8 @@ def preview(
 ) -> Preview:
     """What `spec` would do at `now`; raises as `commands.create` does.
 
-    `envelope` is the signed manifest, `catalogue` what can be offered now, `found` what classes of devices have found of
-    its variants: devices that are measured are counted as if nobody had to try another one.
+    `envelope` is the signed manifest, `catalogue` what can be offered now, `found` what classes of devices have found
+    of its variants: devices that are measured are counted as if nobody had to try another one.
     """
     matched = select_some(spec.selector, devices, now)
     placed = draw(salt, matched, spec.phases, now)
