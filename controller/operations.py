@@ -16,6 +16,7 @@ from common.errors import Conflict, IntegrityFailure, NotFound
 from common.ids import DeviceId, ModelName, ReleaseRef
 from common.trust import Signer
 from controller.devices import Device, class_of, is_measured, next_generation
+from controller.measurements import findings_in
 from controller.orders import Terms, Ways, improvable, load_catalogue, make_order
 from controller.rollouts import commands
 from controller.rollouts.judgement import OPEN
@@ -34,7 +35,7 @@ from controller.rollouts.planner import (
 )
 from controller.rollouts.preview import preview
 from controller.store.port import Event, Patch, Transaction
-from controller.variants import Chosen, Finding, Findings
+from controller.variants import Chosen, Findings
 
 RELEASES_PER_PAGE = 200
 SCAN_FROM_DEVICES = 500
@@ -262,16 +263,10 @@ def _lineage(tx: Transaction, manifest: ReleaseManifest, devices: Iterable[Devic
 
 
 def _found(tx: Transaction, manifest: ReleaseManifest, devices: Iterable[Device]) -> dict[str, Findings]:
-    """What has been found of the release's variants, by class; a failure says nothing about other releases."""
+    """What has been found of the release's variants by the classes of those of the devices that are measured."""
     names = frozenset(manifest.variants)
     classes = {class_of(device) for device in devices if is_measured(device, names)}
-    found: dict[str, dict[str, list[Finding]]] = {name: {} for name in classes}
-    for name, variant in manifest.variants.items() if classes else ():
-        for one in tx.findings.of(variant.artifact.digest):
-            if one.device_class in classes and (not one.failed or one.release == manifest.release):
-                finding = Finding(one.device, one.run_s, one.failed)
-                found[one.device_class].setdefault(name, []).append(finding)
-    return dict(found)
+    return findings_in(tx, manifest, classes) if classes else {}
 
 
 def _elsewhere(tx: Transaction, rollout: Rollout) -> tuple[Execution, ...]:

@@ -89,7 +89,7 @@ def decide(
 
 def settle(found: Findings, variants: Collection[str], device: DeviceId, before: str | None = None) -> Decision:
     """The variant for `device` by what has been found, whatever is still to be tried."""
-    medians = {name: run_s for name in variants if (run_s := _median(found.get(name, ()))) is not None}
+    medians = {name: run_s for name in variants if (run_s := median_run_s(found.get(name, ()))) is not None}
     possible = [name for name in _ordered(variants) if not _failed_on(found, name, device)] or _ordered(variants)
     base = _base(possible, medians, before)
     fastest = min(possible, key=lambda name: (medians.get(name, math.inf), name != base))
@@ -123,7 +123,7 @@ def _ordered(variants: Collection[str]) -> list[str]:
     return sorted(variants, key=lambda name: (name != DEFAULT_VARIANT, name))
 
 
-def _median(findings: Sequence[Finding]) -> float | None:
+def median_run_s(findings: Sequence[Finding]) -> float | None:
     """None when nobody has measured; infinite when half of the devices or more failed."""
     seconds = _seconds(findings)
     return median(seconds) if seconds else None

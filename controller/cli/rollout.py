@@ -111,6 +111,7 @@ def show(ferry: "FerryClient", output: Output, name: str, devices: bool) -> None
             "DEVICE": lambda one: one.device,
             "PHASE": lambda one: str(one.phase + 1),
             "STATE": lambda one: one.state.value,
+            "VARIANT": lambda one: f"{one.chosen.variant}: {one.chosen.because}" if one.chosen else "-",
             "PREVIOUS": lambda one: one.previous or "-",
             "ACTIVATED": lambda one: when(one.activated_at),
             "REASON": lambda one: " ".join(filter(None, (one.reason, one.detail))) or "-",
