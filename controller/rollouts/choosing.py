@@ -13,7 +13,7 @@ from common.ids import DeviceId
 from controller.devices import Device, class_of, is_measured
 from controller.rollouts.judgement import IN_FLIGHT
 from controller.rollouts.model import Execution
-from controller.variants import Chosen, Findings, decide
+from controller.variants import Chosen, Decision, Findings, decide
 
 Choices = Mapping[DeviceId, Chosen | None]
 """What measured devices get; None: they wait for what others find. Devices that choose themselves are not in it."""
@@ -34,22 +34,21 @@ def choices(
     `told` are executions of the same release, of other rollouts as well.
     """
     names = frozenset(manifest.variants)
+    kinds: dict[str, _Kind] = {}
+
+    def kind_of(name: str) -> _Kind:
+        return kinds.setdefault(name, _Kind(found.get(name, {}), names))
+
+    for one in told:
+        if one.state in IN_FLIGHT and one.chosen and one.chosen.exploring:
+            kind_of(one.chosen.device_class).tries(one.chosen.variant, one.device, awaited=not is_late(one))
     asking = [devices[one.device] for one in queued if one.device in devices]
     measured = [device for device in asking if is_measured(device, names)]
-    trying, awaited = _trying([one for one in told if one.state in IN_FLIGHT], is_late)
     made: dict[DeviceId, Chosen | None] = {}
     for device in sorted(measured, key=lambda one: (not is_reachable(one), one.id)):
-        kind = class_of(device)
-        own = trying.setdefault(kind, {})
-        before = variant_before(device, manifest)
-        decision = decide(found.get(kind, {}), names, device.id, trying=own, awaited=kind in awaited, before=before)
-        if decision is None:
-            made[device.id] = None
-            continue
-        made[device.id] = Chosen(version=manifest.version, device_class=kind, **decision._asdict())
-        if decision.exploring:
-            own.setdefault(decision.variant, set()).add(device.id)
-            awaited.add(kind)
+        name = class_of(device)
+        decision = kind_of(name).decide(device.id, variant_before(device, manifest))
+        made[device.id] = decision and Chosen(version=manifest.version, device_class=name, **decision._asdict())
     return made
 
 
@@ -59,16 +58,33 @@ def variant_before(device: Device, manifest: ReleaseManifest) -> str | None:
     return chosen.variant if chosen and chosen.version == manifest.version else None
 
 
-def _trying(
-    told: Iterable[Execution], is_late: Callable[[Execution], bool]
-) -> tuple[dict[str, dict[str, set[DeviceId]]], set[str]]:
-    """Who tries what, by class and variant, and the classes in which some of them are waited for."""
-    trying: dict[str, dict[str, set[DeviceId]]] = {}
-    awaited: set[str] = set()
-    for one in told:
-        if one.chosen and one.chosen.exploring:
-            kind = one.chosen.device_class
-            trying.setdefault(kind, {}).setdefault(one.chosen.variant, set()).add(one.device)
-            if not is_late(one):
-                awaited.add(kind)
-    return trying, awaited
+class _Kind:
+    """A class of devices while they are decided about, one after the other."""
+
+    def __init__(self, found: Findings, names: frozenset[str]) -> None:
+        self._found = found
+        self._names = names
+        self._heard = {one.device for findings in found.values() for one in findings}
+        self._trying: dict[str, set[DeviceId]] = {}
+        self._awaited = False
+        self._alike: dict[str | None, Decision | None] = {}
+
+    def tries(self, variant: str, device: DeviceId, *, awaited: bool) -> None:
+        """Somebody was told, or is about to be, to try a variant."""
+        self._trying.setdefault(variant, set()).add(device)
+        self._awaited = self._awaited or awaited
+
+    def decide(self, device: DeviceId, before: str | None) -> Decision | None:
+        """See `controller.variants.decide`.
+
+        Once there is nothing to try for a device that nothing was heard of, there is nothing for the next one either:
+        in a fleet of thousands it is decided about all of these once.
+        """
+        if device not in self._heard and before in self._alike:
+            return self._alike[before]
+        decision = decide(self._found, self._names, device, trying=self._trying, awaited=self._awaited, before=before)
+        if decision and decision.exploring:
+            self.tries(decision.variant, device, awaited=True)
+        elif device not in self._heard:
+            self._alike[before] = decision
+        return decision

@@ -164,6 +164,31 @@ def test_devices_of_one_batch_try_different_variants_and_the_rest_wait(tx: Memor
     assert [one.execution.device for one in late if isinstance(one, Notify)] == ["d0", "d7"]
 
 
+def test_a_device_that_failed_on_the_fastest_gets_another_in_the_same_batch(tx: MemoryTransaction) -> None:
+    seconds = {"default": (0.01, 0.01), "fp16": (0.02, 0.02), "int8": (0.004, 0.004, 0.004, None)}
+    for variant, row in seconds.items():
+        for number, run_s in enumerate(row):
+            found = FoundVariant(
+                artifact=file(V2, variant).digest,
+                device_class=KIND,
+                device=DeviceId(f"d{number + 2}"),
+                release=ReleaseRef(MODEL, V2),
+                at=NOW,
+                run_s=run_s,
+                failed=run_s is None,
+            )
+            tx.findings.put(found)
+    begun = rollout(PhaseState.DEPLOYING)
+    for name in ("d1", "d5", "d7"):
+        tx.devices.put(auto(name))
+    tx.rollouts.put_executions(begun.id, [Execution(device=DeviceId(name), phase=0) for name in ("d1", "d5", "d7")])
+
+    actions = plan(load_snapshot(tx.view, begun, 0.0), NOW)
+
+    told_now = [one.execution for one in actions if isinstance(one, Notify)]
+    assert [one.chosen and one.chosen.variant for one in told_now] == ["int8", "default", "int8"]
+
+
 def test_those_who_try_a_variant_in_another_rollout_of_the_release_count(tx: MemoryTransaction) -> None:
     one, other = rollout(PhaseState.DEPLOYING), replace(rollout(PhaseState.DEPLOYING), id="r2")
     tx.devices.put(auto("d9"))
