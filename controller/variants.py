@@ -139,7 +139,7 @@ def _failed_on(found: Findings, variant: str, device: DeviceId) -> bool:
 
 def _base(possible: Sequence[str], medians: Mapping[str, float], before: str | None) -> str:
     """What the device gets unless another is clearly faster."""
-    if before is not None and before in possible and math.isfinite(medians.get(before, math.inf)):
+    if before is not None and before in possible and (not medians or math.isfinite(medians.get(before, math.inf))):
         return before
     if DEFAULT_VARIANT in possible:
         return DEFAULT_VARIANT

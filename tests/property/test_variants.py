@@ -177,6 +177,7 @@ def test_a_saving_that_is_too_small_moves_nobody() -> None:
     close = found(default=(0.010, 0.010), int8=(0.0095, 0.0095))
     assert settle(close, ["default", "int8"], NEW).variant == "default"
     assert settle(close, ["default", "int8"], NEW, before="int8").variant == "int8"
+    assert settle({}, ["default", "int8"], NEW, before="int8").variant == "int8"
 
 
 MUTANTS: dict[str, tuple[str, object, Callable[[], None]]] = {

@@ -11,9 +11,10 @@ from common.wire import Capabilities, DesiredModel, Outcome, UpdateReport
 from controller.devices import Device, choose_variant, is_measured
 from controller.intake import apply_reported
 from controller.measurements import findings_in, variants_in
-from controller.operations import commit, load_snapshot
+from controller.operations import commit, load_snapshot, preview_rollout
 from controller.orders import Terms, decode_order, make_order
 from controller.rollouts.model import Execution, ExecutionState, PhaseState, RolloutState
+from controller.rollouts.observation import observed
 from controller.rollouts.patching import Lineage, bases_of, wanted_patches
 from controller.rollouts.planner import Notify, Revert, plan
 from controller.store.port import FoundVariant, Release
@@ -189,6 +190,22 @@ def test_a_device_that_failed_on_the_fastest_gets_another_in_the_same_batch(tx: 
     assert [one.chosen and one.chosen.variant for one in told_now] == ["int8", "default", "int8"]
 
 
+def test_a_preview_counts_the_variant_that_is_known_to_be_the_fastest(tx: MemoryTransaction) -> None:
+    tx.devices.put(saying(auto(), held=(file(V2, "int8").digest,)))
+    assert preview_rollout(tx.view, a_spec(), salt="s", now=NOW).phases[0].full == 1
+    for number, (variant, run_s) in enumerate((("default", 0.01), ("int8", 0.004))):
+        found = FoundVariant(
+            artifact=file(V2, variant).digest,
+            device_class=KIND,
+            device=DeviceId(f"x{number}"),
+            release=ReleaseRef(MODEL, V2),
+            at=NOW,
+            run_s=run_s,
+        )
+        tx.findings.put(found)
+    assert preview_rollout(tx.view, a_spec(), salt="s", now=NOW).phases[0].unchanged == 1
+
+
 def test_those_who_try_a_variant_in_another_rollout_of_the_release_count(tx: MemoryTransaction) -> None:
     one, other = rollout(PhaseState.DEPLOYING), replace(rollout(PhaseState.DEPLOYING), id="r2")
     tx.devices.put(auto("d9"))
@@ -205,6 +222,18 @@ def test_those_who_try_a_variant_in_another_rollout_of_the_release_count(tx: Mem
     assert isinstance(notify, Notify)
     assert notify.execution.chosen is not None
     assert notify.execution.chosen.because == "to be measured: 1 of 2 devices of this class have tried int8"
+
+
+def test_another_variant_of_the_running_version_is_not_there_before_the_device_has_begun() -> None:
+    part = told(chosen=replace(CHOSEN, version=V2))
+    waiting = saying(auto(), running=V2, generation=2)
+    assert waiting.reported is not None
+    before = replace(waiting.reported.models[0], generation=1)
+    waiting = replace(waiting, reported=replace(waiting.reported, models=(before,)))
+
+    assert observed(part, waiting, ReleaseRef(MODEL, V2), NOW).state is ExecutionState.NOTIFIED
+    done = saying(auto(), running=V2, generation=2, outcome="succeeded")
+    assert observed(part, done, ReleaseRef(MODEL, V2), NOW).state is ExecutionState.SUCCEEDED
 
 
 def report(tx: MemoryTransaction, outcome: Outcome, seq: int, changes: dict[str, object]) -> None:
