@@ -416,10 +416,16 @@ def _must_go_back(snapshot: Snapshot, execution: Execution) -> bool:
     }
     device = snapshot.devices.get(execution.device)
     release = snapshot.rollout.spec.release
-    if not told or device is None or execution.previous == release.version:
+    if not told or device is None or (execution.previous == release.version and not _changed_variant(execution)):
         return False
     # A device that was since ordered something else (by this rollback, or by a newer rollout) is left alone.
     return device.assigned.get(release.model) == release.version
+
+
+def _changed_variant(execution: Execution) -> bool:
+    """Whether a device that had the release already got another variant of it."""
+    before, after = execution.previous_chosen, execution.chosen
+    return before is not None and after is not None and before.variant != after.variant
 
 
 def _revert(snapshot: Snapshot, execution: Execution, now: float) -> Action:

@@ -148,6 +148,22 @@ def test_telling_records_the_choice_and_taking_back_gives_back_the_variant_of_be
     assert tx.devices.rows[DeviceId("d0")].chosen == {MODEL: CHOSEN}
 
 
+def test_taking_back_a_rollout_that_changed_variants_only_gives_back_the_variants(tx: MemoryTransaction) -> None:
+    before = replace(CHOSEN, version=V2)
+    going_back = rollout(PhaseState.DEPLOYING, state=RolloutState.ROLLING_BACK)
+    for name, variant in (("d0", "fp16"), ("d1", before.variant)):
+        chosen = replace(before, variant=variant)
+        tx.devices.put(auto(name, assigned={MODEL: V2}, chosen={MODEL: chosen}))
+        part = told(name, ExecutionState.SUCCEEDED, previous=V2, previous_chosen=before, chosen=chosen)
+        tx.rollouts.put_executions(going_back.id, [part])
+
+    (revert,) = plan(load_snapshot(tx.view, going_back, 0.0), NOW)
+    commit(tx.view, going_back, [revert], signer=SIGNER, now=NOW, traceparent=None)
+
+    assert (ordered(tx).version, ordered(tx).variant) == (V2, "int8")
+    assert DeviceId("d1") not in tx.orders.rows
+
+
 def test_devices_of_one_batch_try_different_variants_and_the_rest_wait(tx: MemoryTransaction) -> None:
     for number in range(8):
         tx.devices.put(auto(f"d{number}", connected=number != 0))
