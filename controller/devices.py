@@ -12,9 +12,10 @@ from typing import Any
 
 import msgspec
 
-from common.artifact.manifest import DEFAULT_VARIANT
+from common.artifact.manifest import DEFAULT_VARIANT, MEASURED_VARIANT
 from common.ids import DeviceId, ModelName, ReleaseRef, Version
 from common.wire import Capabilities, Heartbeat, ReportedModel, ReportedState
+from controller.variants import Chosen
 
 PRESENCE_TIMEOUT_S = 45.0
 """Three missed heartbeats of the default interval (15 s)."""
@@ -32,7 +33,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     """One machine with an agent.
 
     `epoch` and `connected` come from birth and will; `assigned` is what the controller wants, `generation` the number
-    of the newest order made for the device. `revision` grows with every change that an operator can make (the ETag).
+    of the newest order made for the device. `chosen` are the variants that were chosen by measurement, and why.
+    `revision` grows with every change that an operator can make (the ETag).
     """
 
     id: DeviceId
@@ -45,6 +47,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat: Heartbeat | None = None
     reported: ReportedState | None = None
     assigned: dict[ModelName, Version] = {}
+    chosen: dict[ModelName, Chosen] = {}
     generation: int = 0
     revision: int = 1
 
@@ -89,9 +92,30 @@ def in_sync(device: Device) -> bool:
 
 
 def choose_variant(device: Device, available: frozenset[str]) -> str | None:
-    """The build of a release for this device: the first it prefers that exists, else `default`, else None."""
-    preferred = device.capabilities.variants if device.capabilities else ()
-    return next((name for name in (*preferred, DEFAULT_VARIANT) if name in available), None)
+    """The build of a release for this device: the first it prefers that exists, else `default`, else None.
+
+    A device that leaves it to measurement (see `is_measured`) takes any: this is what it gets where nobody chooses.
+    """
+    preferred = _preferred(device)
+    usual = next((name for name in (*preferred, DEFAULT_VARIANT) if name in available), None)
+    return min(available) if usual is None and MEASURED_VARIANT in preferred else usual
+
+
+def is_measured(device: Device, available: frozenset[str]) -> bool:
+    """Whether measurement decides which of `available` the device gets: its owner says `auto`, none of what the owner
+    prefers to that is there, and there is a choice. A device that has not said of which class it is cannot take part.
+    """
+    asked = next((name for name in _preferred(device) if name in available or name == MEASURED_VARIANT), None)
+    return asked == MEASURED_VARIANT and len(available) > 1 and bool(class_of(device))
+
+
+def class_of(device: Device) -> str:
+    """How the device is built, in its own words; empty if it has not said."""
+    return (device.capabilities.device_class or "") if device.capabilities else ""
+
+
+def _preferred(device: Device) -> tuple[str, ...]:
+    return device.capabilities.variants if device.capabilities else ()
 
 
 FACT_NAMES = frozenset(

@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from common.errors import InvalidInput
-from common.ids import DeviceId
+from common.ids import DeviceId, ModelName, ReleaseRef
 from common.monitoring.reference import is_counted_by
 from common.wire import (
     Heartbeat,
@@ -24,8 +24,8 @@ from common.wire import (
     TelemetryWindow,
     UpdateReport,
 )
-from controller.devices import Device
-from controller.store.port import Event, Transaction
+from controller.devices import Device, class_of
+from controller.store.port import Event, FoundVariant, Transaction
 
 
 def apply_presence(tx: Transaction, device_id: DeviceId, message: Presence, now: float) -> bool:
@@ -73,6 +73,7 @@ def apply_reported(tx: Transaction, device_id: DeviceId, message: ReportedState,
     for entry in message.models:
         if entry.last_update is not None and not _same(entry.last_update, before.get(entry.model)):
             _emit_finished(tx, device_id, entry, entry.last_update, now)
+            _note_finding(tx, device, entry.model, entry.last_update, now)
     return True
 
 
@@ -83,6 +84,25 @@ def apply_telemetry(tx: Transaction, device_id: DeviceId, message: Telemetry, no
     tx.telemetry.add(device_id, windows, message.device_windows or ())
     tx.devices.put(replace(device, last_seen=now))
     return False
+
+
+def _note_finding(tx: Transaction, device: Device, model: ModelName, update: UpdateReport, now: float) -> None:
+    """Keep what the device found of a variant that it was asked to measure, or that it could not take it."""
+    release = tx.releases.get(ReleaseRef(model, update.version)) if update.variant else None
+    variant = release.manifest.variants.get(update.variant or "") if release else None
+    if release is None or variant is None or not class_of(device):
+        return
+    failed = update.outcome != "succeeded"
+    found = FoundVariant(
+        artifact=variant.artifact.digest,
+        device_class=class_of(device),
+        device=device.id,
+        release=release.ref,
+        at=now,
+        run_s=None if failed else update.run_s or None,
+        failed=failed,
+    )
+    tx.findings.put(found)
 
 
 def _with_known_sketch(tx: Transaction, window: TelemetryWindow) -> TelemetryWindow:

@@ -15,7 +15,8 @@ from common.delta import CODECS
 from common.errors import Conflict, IntegrityFailure, NotFound
 from common.ids import DeviceId, ModelName, ReleaseRef
 from common.trust import Signer
-from controller.devices import Device, next_generation
+from controller.devices import Device, class_of, is_measured, next_generation
+from controller.measurements import findings_in
 from controller.orders import Terms, Ways, improvable, load_catalogue, make_order
 from controller.rollouts import commands
 from controller.rollouts.judgement import OPEN
@@ -34,6 +35,7 @@ from controller.rollouts.planner import (
 )
 from controller.rollouts.preview import preview
 from controller.store.port import Event, Patch, Transaction
+from controller.variants import Chosen, Findings
 
 RELEASES_PER_PAGE = 200
 SCAN_FROM_DEVICES = 500
@@ -100,6 +102,7 @@ def preview_rollout(tx: Transaction, spec: RolloutSpec, *, salt: str, now: float
         envelope=release.envelope,
         lineage=_lineage(tx, release.manifest, devices),
         catalogue=load_catalogue(tx, files, held),
+        found=_found(tx, release.manifest, devices),
         salt=salt,
         now=now,
     )
@@ -115,6 +118,7 @@ def load_snapshot(tx: Transaction, rollout: Rollout, listening_since: float | No
     told = [devices[one.device] for one in executions if one.state in OPEN and one.device in devices]
     queued = [devices[one.device] for one in executions if one.state is ExecutionState.QUEUED and one.device in devices]
     waiting = told if rollout.spec.max_bytes is not None else []
+    found = _found(tx, release.manifest, queued)
     return Snapshot(
         rollout=rollout,
         executions=executions,
@@ -123,6 +127,8 @@ def load_snapshot(tx: Transaction, rollout: Rollout, listening_since: float | No
         lineage=_lineage(tx, release.manifest, [*queued, *waiting]),
         listening_since=listening_since,
         improvable=improvable(tx, waiting, rollout.spec.release.model),
+        found=found,
+        elsewhere=_elsewhere(tx, rollout) if found else (),
     )
 
 
@@ -147,7 +153,7 @@ def commit(
                     signer,
                     now=now,
                     changed=rollout.spec.release.model,
-                    terms=_terms(rollout.spec, going_back=isinstance(action, Revert)),
+                    terms=_terms(rollout.spec, action),
                     traceparent=traceparent,
                     ways=ways,
                 )
@@ -174,20 +180,31 @@ def _reassigned(tx: Transaction, model: ModelName, action: Notify | Revert) -> D
     if device is None or next_generation(device) != execution.generation:
         raise Conflict(f"{execution.device} was given another order since this plan was made")
     assigned = {name: version for name, version in device.assigned.items() if name != model}
+    chosen = {name: known for name, known in device.chosen.items() if name != model}
     if action.version is not None:
         assigned[model] = action.version
-    return replace(device, assigned=assigned)
+    if (choice := _choice(action)) is not None:
+        chosen[model] = choice
+    return replace(device, assigned=assigned, chosen=chosen)
 
 
-def _terms(spec: RolloutSpec, *, going_back: bool) -> Terms:
+def _terms(spec: RolloutSpec, action: Notify | Revert) -> Terms:
     """What a release that is taken back is replaced by is proven, and wanted at once: it is not compared or shared."""
+    going_back = isinstance(action, Revert)
     return Terms(
         probation_s=spec.probation_s,
         max_bytes=spec.max_bytes,
         on_exceed=spec.on_exceed,
         shadow=None if going_back else spec.shadow,
         split=None if going_back else spec.split,
+        variant=choice.variant if (choice := _choice(action)) else None,
+        measure=choice is not None and not going_back,
     )
+
+
+def _choice(action: Notify | Revert) -> Chosen | None:
+    """The variant that was chosen for what the device is ordered."""
+    return action.execution.chosen if isinstance(action, Notify) else action.execution.previous_chosen
 
 
 def _request_patch(tx: Transaction, key: PatchKey, now: float) -> None:
@@ -243,6 +260,19 @@ def _lineage(tx: Transaction, manifest: ReleaseManifest, devices: Iterable[Devic
     known = {key: patch for key in keys if (patch := tx.patches.get(key.base, key.target, key.codec)) is not None}
     decided = {key: patch.state != "pending" for key, patch in known.items() if not patch.may_be_asked_again}
     return replace(lineage, decided=decided)
+
+
+def _found(tx: Transaction, manifest: ReleaseManifest, devices: Iterable[Device]) -> dict[str, Findings]:
+    """What has been found of the release's variants by the classes of those of the devices that are measured."""
+    names = frozenset(manifest.variants)
+    classes = {class_of(device) for device in devices if is_measured(device, names)}
+    return findings_in(tx, manifest, classes) if classes else {}
+
+
+def _elsewhere(tx: Transaction, rollout: Rollout) -> tuple[Execution, ...]:
+    """What other active rollouts of the same release do."""
+    others = [one for one in tx.rollouts.active() if one.spec.release == rollout.spec.release and one.id != rollout.id]
+    return tuple(execution for one in others for execution in tx.rollouts.executions(one.id))
 
 
 def _builds(tx: Transaction, model: ModelName) -> Iterator[Variant]:

@@ -19,7 +19,7 @@ from common.ids import DeviceId, Digest, ModelName, ReleaseRef
 from common.trust import Signer, unverified_payload
 from common.wire import DesiredFile, DesiredModel, DesiredState, OnExceed, PatchOffer, Shadow, Split, encode
 from common.wire.messages import DESIRED_PAYLOAD_TYPE
-from controller.devices import Device, choose_variant, next_generation, reported_model
+from controller.devices import Device, choose_variant, is_measured, next_generation, reported_model
 from controller.rollouts.ways import CHAIN_LENGTH_MAX, Catalogue, PartsList, offered, update_bytes
 from controller.store.port import Order, Release, Transaction
 
@@ -37,6 +37,9 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     on_exceed: OnExceed = "defer"
     shadow: Shadow | None = None
     split: Split | None = None
+    variant: str | None = None
+    """What was chosen for a device that leaves it to measurement."""
+    measure: bool = False
 
 
 PLAIN_TERMS = Terms()
@@ -201,7 +204,7 @@ def _waits(device: Device, model: ModelName) -> bool:
 
 
 def _desired_model(ways: Ways, device: Device, release: Release, order: int, terms: Terms) -> DesiredModel:
-    name = _variant(device, release.manifest)
+    name = _variant(device, release.manifest, terms.variant)
     return DesiredModel(
         model=release.ref.model,
         version=release.ref.version,
@@ -214,6 +217,7 @@ def _desired_model(ways: Ways, device: Device, release: Release, order: int, ter
         on_exceed=terms.on_exceed,
         shadow=terms.shadow or UNSET,
         split=terms.split or UNSET,
+        measure=terms.measure or UNSET,
     )
 
 
@@ -230,12 +234,19 @@ def _terms_of(model: DesiredModel) -> Terms:
         on_exceed=model.on_exceed,
         shadow=model.shadow or None,
         split=model.split or None,
+        variant=model.variant,
+        measure=bool(model.measure),
     )
 
 
-def _variant(device: Device, manifest: ReleaseManifest) -> str:
-    """The variant for the device. One that ran here before may fit it no more; then it says so itself when it tries."""
+def _variant(device: Device, manifest: ReleaseManifest, chosen: str | None) -> str:
+    """The variant for the device. One that ran here before may fit it no more; then it says so itself when it tries.
+
+    One that measurement decides about is as it was `chosen` when its model was ordered, until it is ordered anew.
+    """
     available = frozenset(manifest.variants)
+    if chosen in available and is_measured(device, available):
+        return chosen
     return choose_variant(device, available) or min(available)
 
 

@@ -35,6 +35,7 @@ from controller.rollouts.model import (
     RolloutState,
 )
 from controller.store.port import PatchState
+from controller.variants import Chosen
 
 T = TypeVar("T")
 
@@ -251,13 +252,26 @@ class UsageView(View, frozen=True, kw_only=True):
     files_mended: int
 
 
+class VariantView(View, frozen=True, kw_only=True):
+    """What devices of a class found of a variant: the median seconds of a run over `devices`, of which some `failed`;
+    null where none was measured or half of them failed.
+    """
+
+    device_class: str
+    variant: str
+    devices: int
+    failed: int
+    run_s: float | None
+
+
 class TelemetryView(View, frozen=True, kw_only=True):
     """What devices measured of a release: requests, failures, and how long callers waited (seconds; null of nothing).
 
     The quantiles are estimates from histogram buckets. `errors` are requests that the release failed, whether or not
     another release could answer in its place. `refused` (no room), `expired` (too late) and `cancelled` (the caller
     left) requests were never run and are not in `requests`. `drift` has an entry for each reference that was counted
-    by: one, or one for each variant; `drift_verdict` is `inconclusive` without any.
+    by: one, or one for each variant; `drift_verdict` is `inconclusive` without any. `variants` are what devices
+    measured that leave their variant to measurement, whenever that was.
     """
 
     model: ModelName
@@ -280,6 +294,7 @@ class TelemetryView(View, frozen=True, kw_only=True):
     accuracy: Accuracy
     drift_verdict: Verdict
     drift: tuple[Drift, ...]
+    variants: tuple[VariantView, ...]
 
     @property
     def name(self) -> str:
@@ -303,7 +318,9 @@ class CollectedView(View, frozen=True, kw_only=True):
 
 
 class DeviceView(View, frozen=True, kw_only=True):
-    """A device and its twin: what it should run (`assigned`), what it says it runs (`reported`)."""
+    """A device and its twin: what it should run (`assigned`), what it says it runs (`reported`). `chosen` are variants
+    that measurement has decided, and why.
+    """
 
     id: DeviceId
     created_at: float
@@ -312,6 +329,7 @@ class DeviceView(View, frozen=True, kw_only=True):
     in_sync: bool
     last_seen: float | None
     assigned: dict[ModelName, Version]
+    chosen: dict[ModelName, Chosen]
     generation: int
     capabilities: Capabilities | None
     heartbeat: Heartbeat | None

@@ -36,7 +36,7 @@ from edge_agent.inference.provider_memory import FILE_NAME as PROVIDERS_FILE
 from edge_agent.inference.provider_memory import ProviderMemory
 from edge_agent.inference.serving import ModelServer
 from edge_agent.journal import FILE_NAME, Journal
-from edge_agent.machine import boot_number, capabilities
+from edge_agent.machine import boot_number, capabilities, device_class
 from edge_agent.meminfo import available_bytes, used_bytes
 from edge_agent.slots import Slots, free_bytes
 from edge_agent.telemetry.recorder import Recorder
@@ -141,7 +141,7 @@ class Agent:
         labels = self._labels = Labels(observed, clock, settings.label_s_max)
         running.push_async_callback(server.close)
         session = await running.enter_async_context(open_session(identity.device_token, settings.ca_file))
-        link = self._make_link(journal)
+        link = self._make_link(journal, device_class(engine.version, engine.setup, engine.providers))
         parts = Parts(
             journal=journal,
             slots=Slots(settings.data, reserve_bytes=settings.disk_reserve_bytes),
@@ -251,13 +251,13 @@ class Agent:
         running.push_async_callback(asyncio.to_thread, exporting.close)
         return exporting
 
-    def _make_link(self, journal: Journal) -> AgentLink:
+    def _make_link(self, journal: Journal, kind: str) -> AgentLink:
         settings, identity = self._settings, self._identity
         return AgentLink(
             identity,
             on_desired=self._take_order,
             epoch_source=lambda: journal.count(EPOCH),
-            capabilities=lambda: capabilities(settings, self.inference_url),
+            capabilities=lambda: capabilities(settings, self.inference_url, kind),
             clock=self._clock,
             on_connection=self._line_changed,
             tls=tls_context(settings.ca_file) if identity.broker.url.startswith("mqtts:") else None,

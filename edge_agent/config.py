@@ -14,7 +14,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from common.artifact.manifest import MEASURED_VARIANT
 from common.artifact.serving import ServingChanges
+from common.errors import InvalidInput
 from common.ids import MODEL_NAME, ModelName
 from common.settings import Setting, load, parse_address, settings_of
 from edge_agent.fetch import FetchLimits
@@ -82,8 +84,9 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         tuple[str, ...],
         Meta(
             min_length=1,
-            description="Builds of a release that this device prefers, best first; `default` is tried last anyway. A "
-            "list in the file, separated by commas elsewhere.",
+            description="Builds of a release that this device prefers, best first; `default` is tried last anyway. "
+            "`auto`, which is the last if it is there, leaves the choice to the controller: the build that devices "
+            "like this one have measured to be the fastest. A list in the file, separated by commas elsewhere.",
         ),
     ] = ("default",)
     custom_ops: Annotated[
@@ -253,6 +256,9 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def __post_init__(self) -> None:
         parse_address(self.inference_listen, "inference_listen")
+        if MEASURED_VARIANT in self.variants[:-1]:
+            taken = f"{MEASURED_VARIANT!r} always finds a build, so nothing after it is ever taken"
+            raise InvalidInput(taken, field="variants", fix=f"put {MEASURED_VARIANT!r} last")
 
     @property
     def sample_interval_s(self) -> float:

@@ -31,6 +31,8 @@ FILE_NAME = r"^[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_])?$(?!\n)"
 """Letters, digits and inner dots, underscores and hyphens: no folder, no "..", nothing a file system reads twice."""
 PAYLOAD_TYPE = "application/vnd.edgeferry.release+json"
 DEFAULT_VARIANT = "default"
+MEASURED_VARIANT = "auto"
+"""What a device says that leaves its variant to measurement; no variant has this name."""
 
 
 class ArtifactRef(msgspec.Struct, frozen=True, order=True):

@@ -80,7 +80,7 @@ class Sequenced(Message, frozen=True, kw_only=True):
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What a device can do, and which variants it prefers, best first."""
+    """What a device can do, and which variants it prefers, best first; `auto` leaves the choice to measurement."""
 
     agent_version: Text
     patch_codecs: tuple[Text, ...] = ()
@@ -90,6 +90,9 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     disk_bytes: Count = 0
     machine: Text = ""
     inference_url: Text = ""
+    device_class: Text | UnsetType = UNSET
+    """How it is built, as far as that decides how fast a model runs: devices that say the same measure for each other.
+    """
 
 
 class Presence(Sequenced, frozen=True, kw_only=True):
@@ -244,6 +247,8 @@ class DesiredModel(msgspec.Struct, frozen=True, kw_only=True):
     """Try it on live requests before the switch; left out: not."""
     split: Split | UnsetType = UNSET
     """Who answers while it is in probation; left out: the new release everything."""
+    measure: Literal[True] | UnsetType = UNSET
+    """Measure how long a run of it takes, and report that with the variant; left out: not."""
 
     @property
     def artifact(self) -> ArtifactRef:
@@ -295,6 +300,10 @@ class UpdateReport(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: float = 0.0
     shadow: ShadowReport | UnsetType = UNSET
     split: SplitReport | UnsetType = UNSET
+    variant: Text | UnsetType = UNSET
+    """The variant that the order named, if it asked for a measurement."""
+    run_s: Seconds | UnsetType = UNSET
+    """Median seconds of a run on the device's own made-up input; left out where none was measured."""
 
 
 class ReportedModel(msgspec.Struct, frozen=True, kw_only=True):

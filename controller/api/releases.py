@@ -5,7 +5,7 @@ from common.ids import ModelName, ReleaseRef, Version, parse_device_id, parse_di
 from controller.api.pages import page_of
 from controller.api.route import Answer, Call, route
 from controller.api.views import release_view, telemetry_view
-from controller.measurements import drift_in
+from controller.measurements import drift_in, variants_in
 from controller.resources import (
     CollectedView,
     CollectGarbage,
@@ -63,16 +63,21 @@ async def show(call: Call, model: ModelName, version: Version) -> Answer[Release
 @route("GET", "/v1/releases/{model}/{version}/telemetry", summary="Sum up what devices measured of a release")
 async def telemetry(call: Call, model: ModelName, version: Version, query: TelemetryQuery) -> Answer[TelemetryView]:
     """Requests, errors, latency, waiting, accuracy, drift and resource use over all devices, or one device, of windows
-    that ended in the last `since_s` seconds. Sketches for drift are kept in spans of ten minutes.
+    that ended in the last `since_s` seconds. Sketches for drift are kept in spans of ten minutes. `variants` are what
+    devices found of them when they took the release, whenever that was.
     """
     ref, since = ReleaseRef(model, version), call.deps.clock.now() - query.since_s
     devices = None if query.device is None else [parse_device_id(query.device, "device")]
 
     def work(tx: Transaction) -> TelemetryView:
         release, log = _existing(tx, ref), tx.telemetry
-        drift = drift_in(tx, release, since, devices)
         return telemetry_view(
-            release.ref, since, log.totals(ref, since, devices), log.usage(ref, since, devices), drift
+            release.ref,
+            since,
+            log.totals(ref, since, devices),
+            log.usage(ref, since, devices),
+            drift=drift_in(tx, release, since, devices),
+            variants=variants_in(tx, release, devices),
         )
 
     return Answer(value=await call.read(work))

@@ -22,6 +22,7 @@ from controller.resources import (
     RunsView,
     TelemetryView,
     UsageView,
+    VariantView,
 )
 from controller.rollouts.model import Execution, ExecutionState, Rollout
 from controller.store.port import DeviceTotals, Release, ReleaseTotals, Token
@@ -37,6 +38,7 @@ def device_view(device: Device, now: float) -> DeviceView:
         in_sync=in_sync(device),
         last_seen=device.last_seen,
         assigned=device.assigned,
+        chosen=device.chosen,
         generation=device.generation,
         capabilities=device.capabilities,
         heartbeat=device.heartbeat,
@@ -58,7 +60,13 @@ def release_view(release: Release) -> ReleaseView:
 
 
 def telemetry_view(
-    ref: ReleaseRef, since: float, totals: ReleaseTotals, used: DeviceTotals, drift: tuple[Drift, ...]
+    ref: ReleaseRef,
+    since: float,
+    totals: ReleaseTotals,
+    used: DeviceTotals,
+    *,
+    drift: tuple[Drift, ...],
+    variants: tuple[VariantView, ...],
 ) -> TelemetryView:
     """The sums as the API shows them."""
     p50_s, p90_s, p99_s = (quantile_s(totals.latency_counts, share) for share in (0.5, 0.9, 0.99))
@@ -84,6 +92,7 @@ def telemetry_view(
         accuracy=accuracy(totals.correct, totals.labelled),
         drift_verdict=worst(one.verdict for one in drift),
         drift=drift,
+        variants=variants,
     )
 
 

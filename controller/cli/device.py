@@ -37,9 +37,9 @@ def show(ferry: "FerryClient", output: Output, name: str) -> None:
     if output.is_table:
         click.echo()
         click.echo(table(_model_rows(view)))
-        if found := _finding_rows(view):
+        for rows in filter(None, (_chosen_rows(view), _finding_rows(view))):
             click.echo()
-            click.echo(table(found))
+            click.echo(table(rows))
         for entry in view.reported.models if view.reported else ():
             if entry.detail:
                 click.echo(f"{entry.model} waits: {entry.detail}")
@@ -118,6 +118,7 @@ _DETAILS = {
     "MACHINE": lambda one: (
         f"{one.capabilities.machine}, {one.capabilities.cpu_count} CPUs" if one.capabilities else "-"
     ),
+    "CLASS": lambda one: (one.capabilities.device_class or "-") if one.capabilities else "-",
     "INFERENCE": lambda one: one.capabilities.inference_url if one.capabilities else "-",
     "CPU": lambda one: f"{one.heartbeat.cpu_percent:.0f} %" if one.heartbeat else "-",
     "304 ANSWERS": lambda one: str(one.heartbeat.not_modified) if one.heartbeat else "-",
@@ -147,6 +148,12 @@ def _ended(update: "UpdateReport") -> str:
     over = f" over {update.transport}" if update.transport != "none" else ""
     cost = f"{update.strategy}, {size(update.bytes_transferred)}{over}"
     return f"{update.version} {update.outcome}{f': {why}' if why else ''} ({cost})"
+
+
+def _chosen_rows(view: "DeviceView") -> list[list[str]]:
+    """The variants that measurement has decided, and why."""
+    rows = [[f"{model}@{one.version}", one.variant, one.because] for model, one in sorted(view.chosen.items())]
+    return [["RELEASE", "VARIANT", "WHY"], *rows] if rows else []
 
 
 def _finding_rows(view: "DeviceView") -> list[list[str]]:

@@ -21,6 +21,14 @@ def _feature_row(one: "FeatureDrift") -> list[str]:
     return [f"{one.side} {one.tensor}", one.kind, one.verdict, *scores, *shares]
 
 
+def variant_rows(view: "TelemetryView") -> list[list[str]]:
+    """A row for each variant on each class of devices."""
+    rows = [["CLASS", "VARIANT", "RUN", "DEVICES", "FAILED"]]
+    for one in view.variants:
+        rows.append([one.device_class, one.variant, milliseconds(one.run_s), str(one.devices), str(one.failed)])
+    return rows
+
+
 def _waited(one: "TelemetryView") -> str:
     if one.queue_max_s is None:
         return "-"

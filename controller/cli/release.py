@@ -134,14 +134,17 @@ def stats(ferry: "FerryClient", output: Output, name: str, since: float, device:
     """Sum up what devices measured of a release.
 
     Requests, errors, latency, waiting, engine runs, resource use; accuracy where applications report labels; drift
-    where the release carries a reference (publish --reference).
+    where the release carries a reference (publish --reference); how fast its variants are where devices leave the
+    choice to measurement.
     """
-    from controller.cli.measured import STATS, drift_rows
+    from controller.cli.measured import STATS, drift_rows, variant_rows
 
     view = ferry.telemetry(ReleaseRef.parse(name), since, device)
     output.item(view, STATS, lambda one: one.name)
     if output.is_table and view.drift:
         click.echo("\n" + table(drift_rows(view)))
+    if output.is_table and view.variants:
+        click.echo("\n" + table(variant_rows(view)))
 
 
 @release.command("diff")

@@ -16,7 +16,7 @@ from controller.rollouts.model import OnFailure, PhaseSpec, RolloutSpec
 
 if TYPE_CHECKING:
     from controller.client import FerryClient
-    from controller.rollouts.model import Preview
+    from controller.rollouts.model import Execution, Preview
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -111,9 +111,10 @@ def show(ferry: "FerryClient", output: Output, name: str, devices: bool) -> None
             "DEVICE": lambda one: one.device,
             "PHASE": lambda one: str(one.phase + 1),
             "STATE": lambda one: one.state.value,
+            "VARIANT": lambda one: one.chosen.variant if one.chosen else "-",
             "PREVIOUS": lambda one: one.previous or "-",
             "ACTIVATED": lambda one: when(one.activated_at),
-            "REASON": lambda one: " ".join(filter(None, (one.reason, one.detail))) or "-",
+            "REASON": _reason,
         }
         output.items(ferry.executions(name), columns, lambda one: one.device)
         return
@@ -210,6 +211,11 @@ _COLUMNS = {
     "CREATED": lambda one: when(one.created_at),
     "REASON": lambda one: one.reason or "-",
 }
+
+
+def _reason(one: "Execution") -> str:
+    """Why the device's part is as it is; if there is nothing to say of that, why it has its variant."""
+    return " ".join(filter(None, (one.reason, one.detail))) or (one.chosen.because if one.chosen else "") or "-"
 
 
 def _watch(ferry: "FerryClient", output: Output, name: str) -> None:

@@ -22,6 +22,7 @@ from common.artifact.manifest import (
     FILE_NAME,
     FILES_PER_VARIANT_MAX,
     MANIFEST_BYTES_MAX,
+    MEASURED_VARIANT,
     PAYLOAD_TYPE,
     VARIANTS_MAX,
     ArtifactRef,
@@ -235,6 +236,9 @@ def _check_names(variants: Files, added: _Additions) -> None:
         if not VARIANT_NAME.fullmatch(variant):
             fix = "use lower-case letters, digits and inner '.', '_' or '-', for example 'default' or 'int8'"
             raise InvalidInput(f"{variant[:80]!r} is not allowed", field="variants", fix=fix)
+        if variant == MEASURED_VARIANT:
+            taken = f"{variant!r} is what a device says that leaves its variant to measurement"
+            raise InvalidInput(taken, field="variants", fix="choose another name")
         others = len(added.custom_ops.get(variant, ()))
         others += (variant in added.self_tests) + (variant in added.references)
         if not 1 <= len(files) <= FILES_PER_VARIANT_MAX - others:

@@ -170,7 +170,8 @@ def _queued(device: DeviceId, phase: int, taken_over: Execution | None) -> Execu
     if taken_over is None:
         return fresh
     # The release that the older rollout put here is unproven: what to give back is what was there before it.
-    return replace(fresh, previous=taken_over.previous, generation=taken_over.generation)
+    previous, chosen = taken_over.previous, taken_over.previous_chosen
+    return replace(fresh, previous=previous, previous_chosen=chosen, generation=taken_over.generation)
 
 
 def _is_unproven(execution: Execution) -> bool:

@@ -14,6 +14,7 @@ from msgspec import Meta
 from common.ids import DeviceId, ReleaseRef, Version
 from common.wire import OnExceed, Shadow, Split
 from common.wire.messages import COUNT_MAX
+from controller.variants import Chosen
 
 PHASES_MAX = 32
 SELECTOR_CHARS_MAX = 1024
@@ -181,6 +182,10 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
     """What the device waits for, or how it failed, in its own words."""
     attempt: int = 1
+    chosen: Chosen | None = None
+    """The variant that was chosen for the device by measurement; null where the device says itself what it wants."""
+    previous_chosen: Chosen | None = None
+    """The same of `previous`, so that it is given back as it was."""
 
 
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):

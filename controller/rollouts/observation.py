@@ -33,7 +33,9 @@ def observed(execution: Execution, device: Device, release: ReleaseRef, now: flo
     if update is not None and update.outcome != "succeeded":
         reason = update.reason or update.outcome
         return moved(execution, ExecutionEvent.GAVE_UP, now, reason=reason, detail=update.detail)
-    event = _progress(entry, _accepted(device, entry), execution.generation, release.version, update)
+    # The same version may be ordered again in another variant: what runs while that order waits is the old one.
+    accepted = entry.generation if execution.chosen else _accepted(device, entry)
+    event = _progress(entry, accepted, execution.generation, release.version, update)
     if event is None:
         return execution
     if event is ExecutionEvent.WORKING:

@@ -14,7 +14,7 @@ import msgspec
 
 from common.artifact.manifest import ReleaseManifest, Variant
 from common.ids import Digest
-from controller.devices import Device, choose_variant
+from controller.devices import Device, choose_variant, is_measured
 
 
 class PatchKey(msgspec.Struct, frozen=True, order=True):
@@ -67,22 +67,34 @@ def target_variant(device: Device, manifest: ReleaseManifest) -> Variant | None:
     return None if name is None else manifest.variants[name]
 
 
-def wanted_patches(device: Device, manifest: ReleaseManifest, lineage: Lineage) -> tuple[PatchKey, ...]:
-    """The patches that could bring the release to `device`; none for files it holds, or with nothing to start from."""
-    variant = target_variant(device, manifest)
-    if variant is None or device.reported is None or device.capabilities is None:
+def wanted_patches(
+    device: Device, manifest: ReleaseManifest, lineage: Lineage, variant: str | None = None
+) -> tuple[PatchKey, ...]:
+    """The patches that could bring the release to `device`; none for files it holds, or with nothing to start from.
+
+    `variant` is the one that was chosen for the device; without it, all that it may get.
+    """
+    builds = [manifest.variants[variant]] if variant else _possible(device, manifest)
+    if device.reported is None or device.capabilities is None:
         return ()
     held = frozenset(device.reported.held)
     spoken = frozenset(device.capabilities.patch_codecs)
     codec = next((name for name in lineage.codecs if name in spoken), None)
     if codec is None:
         return ()
-    missing = {file.digest for file in variant.files.values()} - held
+    missing = {file.digest for build in builds for file in build.files.values()} - held
     return tuple(
         PatchKey(base, target, codec)
         for target in sorted(missing)
         for base in sorted(held & lineage.bases.get(target, frozenset()))
     )
+
+
+def _possible(device: Device, manifest: ReleaseManifest) -> list[Variant]:
+    if is_measured(device, frozenset(manifest.variants)):
+        return list(manifest.variants.values())
+    variant = target_variant(device, manifest)
+    return [] if variant is None else [variant]
 
 
 def undecided(wanted: tuple[PatchKey, ...], lineage: Lineage) -> bool:

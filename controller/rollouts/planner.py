@@ -25,7 +25,8 @@ from msgspec.structs import replace
 from common.artifact.manifest import ReleaseManifest
 from common.ids import DeviceId, Version
 from common.wire.messages import MODELS_PER_DEVICE_MAX
-from controller.devices import Device, next_generation
+from controller.devices import Device, is_measured, next_generation
+from controller.rollouts.choosing import Choices, choices
 from controller.rollouts.judgement import OPEN, RESOLVED, Standing, budget_spent, has_evidence, standing
 from controller.rollouts.lifecycle import (
     current_phase,
@@ -48,6 +49,7 @@ from controller.rollouts.observation import (
     REASON_SILENT,
     has_gone_silent,
     is_reachable,
+    is_straggler,
     observed,
     version_to_give_back,
 )
@@ -60,6 +62,7 @@ from controller.rollouts.patching import (
     wanted_patches,
 )
 from controller.rollouts.transitions import ExecutionEvent, PhaseEvent, RolloutEvent
+from controller.variants import Findings
 
 ORDERS_PER_PLAN_MAX = 200
 """Orders made by one plan: each is signed inside the transaction that stores it, and that must be quick."""
@@ -87,17 +90,21 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     lineage: Lineage = Lineage()
     listening_since: float | None = 0.0
     improvable: frozenset[DeviceId] = frozenset()
+    found: Mapping[str, Findings] = {}
+    """What devices have found of the release's variants, by their class."""
+    elsewhere: tuple[Execution, ...] = ()
+    """Executions of other active rollouts of the same release."""
 
 
 class Notify(msgspec.Struct, frozen=True, kw_only=True):
-    """Order the release for a device; `execution` is how its part stands afterwards."""
+    """Order the release for a device; `execution` is how its part stands afterwards, `chosen` variant and all."""
 
     execution: Execution
     version: Version
 
 
 class Revert(msgspec.Struct, frozen=True, kw_only=True):
-    """Order a device back to `version` (None: the model goes out of service)."""
+    """Order a device back to `version` (None: the model goes out of service), in the variant that it had."""
 
     execution: Execution
     version: Version | None
@@ -179,9 +186,10 @@ def _is_watched_for_silence(execution: Execution, rollout: Rollout) -> bool:
 
 
 def _preparing(snapshot: Snapshot, now: float) -> list[Action]:
-    requests = _patch_requests(snapshot, snapshot.executions)
     first = [execution for execution in snapshot.executions if execution.phase == 0]
-    if requests or any(undecided(_wanted(snapshot, execution), snapshot.lineage) for execution in first):
+    chosen = _choices(snapshot, first, now)
+    requests = _patch_requests(snapshot, snapshot.executions, chosen)
+    if requests or any(undecided(_wanted(snapshot, execution, chosen), snapshot.lineage) for execution in first):
         return requests
     return [UpdateRollout(rollout=revised(snapshot.rollout, now, RolloutEvent.PREPARED, reason=""))]
 
@@ -244,9 +252,11 @@ def _begin(snapshot: Snapshot, index: int, now: float) -> list[Action]:
 
 def _deploy(snapshot: Snapshot, index: int, now: float) -> list[Action]:
     queued = [one for one in snapshot.executions if one.phase <= index and one.state is ExecutionState.QUEUED]
-    due = [one for one in queued if not undecided(_wanted(snapshot, one), snapshot.lineage)]
-    actions = _patch_requests(snapshot, queued)
-    actions += [_tell(snapshot, execution, now) for execution in due[:ORDERS_PER_PLAN_MAX]]
+    chosen = _choices(snapshot, queued, now)
+    ready = [one for one in queued if one.device not in chosen or chosen[one.device] is not None]
+    due = [one for one in ready if not undecided(_wanted(snapshot, one, chosen), snapshot.lineage)]
+    actions = _patch_requests(snapshot, ready, chosen)
+    actions += [_tell(snapshot, execution, chosen, now) for execution in due[:ORDERS_PER_PLAN_MAX]]
     if actions:
         return actions
     stands = _standing(snapshot, index, now)
@@ -326,17 +336,37 @@ def _standing(snapshot: Snapshot, index: int, now: float) -> Standing:
     return standing(rollout.phases[index], snapshot.executions, patience_s, snapshot.listening_since, now)
 
 
-def _wanted(snapshot: Snapshot, execution: Execution) -> tuple[PatchKey, ...]:
+def _choices(snapshot: Snapshot, queued: Iterable[Execution], now: float) -> Choices:
+    spec, since = snapshot.rollout.spec, snapshot.listening_since
+    return choices(
+        queued,
+        [*snapshot.executions, *snapshot.elsewhere],
+        snapshot.devices,
+        snapshot.manifest,
+        snapshot.found,
+        is_reachable=lambda device: is_reachable(device, since, now),
+        is_late=lambda execution: is_straggler(execution, spec.patience_s, since, now),
+    )
+
+
+def _wanted(snapshot: Snapshot, execution: Execution, chosen: Choices) -> tuple[PatchKey, ...]:
+    """The patches for a device; for one that is measured only when it is known what it gets."""
     device = snapshot.devices.get(execution.device)
-    return () if device is None else wanted_patches(device, snapshot.manifest, snapshot.lineage)
+    if device is None:
+        return ()
+    queued = execution.state is ExecutionState.QUEUED
+    choice = chosen.get(execution.device) if queued else execution.chosen
+    if choice is None and queued and is_measured(device, frozenset(snapshot.manifest.variants)):
+        return ()
+    return wanted_patches(device, snapshot.manifest, snapshot.lineage, choice.variant if choice else None)
 
 
-def _patch_requests(snapshot: Snapshot, executions: Iterable[Execution]) -> list[Action]:
-    missing = {key for one in executions for key in unrequested(_wanted(snapshot, one), snapshot.lineage)}
+def _patch_requests(snapshot: Snapshot, executions: Iterable[Execution], chosen: Choices) -> list[Action]:
+    missing = {key for one in executions for key in unrequested(_wanted(snapshot, one, chosen), snapshot.lineage)}
     return [RequestPatch(key=key) for key in sorted(missing)]
 
 
-def _tell(snapshot: Snapshot, execution: Execution, now: float) -> Action:
+def _tell(snapshot: Snapshot, execution: Execution, chosen: Choices, now: float) -> Action:
     """Order the release for a queued device, or cancel its part when it could never run it."""
     spec = snapshot.rollout.spec
     device = snapshot.devices.get(execution.device)
@@ -344,9 +374,18 @@ def _tell(snapshot: Snapshot, execution: Execution, now: float) -> Action:
     if device is None or obstacle:
         return UpdateExecution(execution=moved(execution, ExecutionEvent.CANCELED, now, reason=obstacle))
     # An execution that had an order before (a retry, or taken over from an older rollout) knows what to give back.
-    previous = execution.previous if execution.generation else version_to_give_back(device, spec.release)
+    previous, before = execution.previous, execution.previous_chosen
+    if not execution.generation:
+        previous, before = version_to_give_back(device, spec.release), device.chosen.get(spec.release.model)
     told = moved(
-        execution, ExecutionEvent.ORDERED, now, generation=next_generation(device), previous=previous, notified_at=now
+        execution,
+        ExecutionEvent.ORDERED,
+        now,
+        generation=next_generation(device),
+        previous=previous,
+        notified_at=now,
+        chosen=chosen.get(device.id),
+        previous_chosen=before if before and before.version == previous else None,
     )
     return Notify(execution=told, version=spec.release.version)
 
@@ -355,7 +394,7 @@ def _renewals(snapshot: Snapshot) -> list[Action]:
     """What can be done for devices that keep to a byte budget: have patches built, and tell of those that were."""
     if snapshot.rollout.spec.max_bytes is None:
         return []
-    requests = _patch_requests(snapshot, (one for one in snapshot.executions if one.state in WAITING))
+    requests = _patch_requests(snapshot, (one for one in snapshot.executions if one.state in WAITING), {})
     return requests + [Renew(device=device) for device in sorted(snapshot.improvable)[:ORDERS_PER_PLAN_MAX]]
 
 
@@ -377,10 +416,16 @@ def _must_go_back(snapshot: Snapshot, execution: Execution) -> bool:
     }
     device = snapshot.devices.get(execution.device)
     release = snapshot.rollout.spec.release
-    if not told or device is None or execution.previous == release.version:
+    if not told or device is None or (execution.previous == release.version and not _changed_variant(execution)):
         return False
     # A device that was since ordered something else (by this rollback, or by a newer rollout) is left alone.
     return device.assigned.get(release.model) == release.version
+
+
+def _changed_variant(execution: Execution) -> bool:
+    """Whether a device that had the release already got another variant of it."""
+    before, after = execution.previous_chosen, execution.chosen
+    return before is not None and after is not None and before.variant != after.variant
 
 
 def _revert(snapshot: Snapshot, execution: Execution, now: float) -> Action:

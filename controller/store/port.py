@@ -24,6 +24,11 @@ from controller.rollouts.model import Execution, Rollout
 
 T = TypeVar("T")
 
+DEVICES_PER_CLASS_MAX = 32
+"""Findings of a file that are kept for a class; a median needs no more."""
+FINDINGS_PER_FILE_MAX = 1024
+"""Findings of a file that are kept in all: devices name their classes themselves."""
+
 Role = Literal["admin", "device", "join"]
 """`admin`: a person or a program that operates the fleet; `device`: one agent; `join`: may only enrol devices."""
 
@@ -136,6 +141,20 @@ class StoredResponse(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     etag: str
     at: float
+
+
+class FoundVariant(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device of `device_class` found of the ONNX file `artifact` when it took `release`: the median seconds of a
+    run, None where it measured none, or that it could not take it.
+    """
+
+    artifact: Digest
+    device_class: str
+    device: DeviceId
+    release: ReleaseRef
+    at: float
+    run_s: float | None = None
+    failed: bool = False
 
 
 class ReleaseTotals(msgspec.Struct, frozen=True, kw_only=True):
@@ -377,6 +396,22 @@ class TelemetryLog(Protocol):
     def forget(self, before: float) -> int: ...
 
 
+class VariantFindings(Protocol):
+    """What devices found of variants (`controller.variants`), by the variant's ONNX file and the device's class."""
+
+    def put(self, found: FoundVariant) -> None:
+        """Insert or replace what the device found of the file; it is in one class with it, its newest. What says
+        nothing (`run_s` None, not failed) replaces nothing.
+
+        Of each file and class the newest `DEVICES_PER_CLASS_MAX` are kept, of each file the newest
+        `FINDINGS_PER_FILE_MAX`.
+        """
+
+    def of(self, artifact: Digest) -> list[FoundVariant]:
+        """All that is known of a file, by class and device."""
+        ...
+
+
 class Transaction(Protocol):
     """What a unit of work sees."""
 
@@ -400,6 +435,8 @@ class Transaction(Protocol):
     def journal(self) -> Journal: ...
     @property
     def telemetry(self) -> TelemetryLog: ...
+    @property
+    def findings(self) -> VariantFindings: ...
 
 
 class Store(Protocol):
@@ -427,6 +464,7 @@ __all__ = [
     "Devices",
     "Event",
     "FileParts",
+    "FoundVariant",
     "Journal",
     "Order",
     "Orders",
@@ -446,4 +484,5 @@ __all__ = [
     "Token",
     "Tokens",
     "Transaction",
+    "VariantFindings",
 ]

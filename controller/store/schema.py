@@ -234,6 +234,19 @@ sketches = sa.Table(
     sa.Index("sketches_by_release", "model", "version", "ended_at"),
 )
 
+variant_findings = sa.Table(
+    "variant_findings",
+    metadata,
+    sa.Column("artifact", Key, primary_key=True),
+    sa.Column("device", Key, primary_key=True),
+    sa.Column("device_class", Key, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("version", sa.Text, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("run_s", sa.Double),
+    sa.Column("failed", sa.Boolean, nullable=False),
+)
+
 drift_references = sa.Table(
     "drift_references",
     metadata,

@@ -26,6 +26,7 @@ from common.errors import InvalidInput, Unavailable
 from controller.store import migrate
 from controller.store.catalogue import SqlArtifacts, SqlParts, SqlPatches, SqlReleases
 from controller.store.dialect import explained
+from controller.store.findings import SqlVariantFindings
 from controller.store.fleet import SqlDevices, SqlOrders
 from controller.store.measured import SqlTelemetryLog
 from controller.store.operations import SqlJournal, SqlRollouts, SqlTokens
@@ -65,6 +66,7 @@ class SqlTransaction:
         self.tokens = SqlTokens(connection)
         self.journal = SqlJournal(connection)
         self.telemetry = SqlTelemetryLog(connection)
+        self.findings = SqlVariantFindings(connection)
 
 
 class SqlStore:

@@ -19,6 +19,7 @@ from common.wire import Shadow, Split
 from edge_agent.executor import trial
 from edge_agent.executor.acquire import Acquisition
 from edge_agent.executor.parts import Parts
+from edge_agent.inference.run_time import FEW_RUNS, RUNS, median_run_s
 from edge_agent.inference.serving import Candidate
 from edge_agent.update import Installed, ModelState, Stage, step, wanted_downloads
 from edge_agent.update import events as ev
@@ -267,7 +268,13 @@ class Lane:
         if isinstance(found, ev.Event):
             return found
         self._candidate = found
-        return ev.Warmed(at=self._parts.clock.now())
+        run_s = await self._measured(found) if expected(self.state).measure else None
+        return ev.Warmed(at=self._parts.clock.now(), run_s=run_s)
+
+    async def _measured(self, candidate: Candidate) -> float | None:
+        """Median seconds of a run; with few runs where nothing answers meanwhile."""
+        runs = FEW_RUNS if self.state.stage is Stage.REPLACING else RUNS
+        return await asyncio.to_thread(median_run_s, candidate.loaded, self._parts.clock.monotonic, runs)
 
     async def _shadow(self, terms: Shadow) -> ev.Event:
         if self._candidate is None:

@@ -24,6 +24,8 @@ SESSION_BYTES: Final = 16 * MIB
 """What a session takes whatever its size."""
 UNKNOWN_FACTOR: Final = 3.0
 """Bytes for each byte of a model of which nothing was loaded yet; 1.7 to 3.4 were measured at 12 to 90 MB."""
+KNOWN_BYTES_MIN: Final = MIB
+"""What a smaller model took says nothing about a larger one: next to all of it is the session's own."""
 LOADING_FACTOR: Final = 1.5
 """Bytes for each byte of a model that are in use while it is loaded, and not afterwards."""
 
@@ -58,7 +60,7 @@ def room_for(*, need: int, available: int, reserve: int, freed: int) -> Room:
 
 def needed(size: int, before: Took | None) -> int:
     """About how many bytes loading `size` bytes of files takes at most."""
-    if before is None or not before.size:
+    if before is None or before.size < min(size, KNOWN_BYTES_MIN) or not before.size:
         return int(size * UNKNOWN_FACTOR) + SESSION_BYTES
     return int(before.resident * size / before.size + size * LOADING_FACTOR) + SESSION_BYTES
 

@@ -66,6 +66,16 @@ class ProbingEngine:
             return self._engine.load(path, beside)
 
     @property
+    def version(self) -> str:
+        """The runtime's version."""
+        return self._engine.version
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Those that releases are tried on, the CPU first."""
+        return self._providers
+
+    @property
     def setup(self) -> str:
         """See `OrtEngine.setup`."""
         return self._engine.setup

@@ -96,7 +96,12 @@ class Built(Event, frozen=True, kw_only=True):
 
 
 class Warmed(Event, frozen=True, kw_only=True):
-    """The candidate is loaded, gave finite answers to made-up inputs and the right ones to its samples."""
+    """The candidate is loaded, gave finite answers to made-up inputs and the right ones to its samples.
+
+    `run_s` are the median seconds of a run, if they were measured.
+    """
+
+    run_s: float | None = None
 
 
 class ModelRefused(Event, frozen=True, kw_only=True):

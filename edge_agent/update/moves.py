@@ -174,8 +174,9 @@ def warm_again(state: ModelState, _: ev.RetryDue) -> Step:
     return state, (ev.Warm(candidate=tried(state)),)
 
 
-def warmed(state: ModelState, _: ev.Warmed) -> Step:
+def warmed(state: ModelState, event: ev.Warmed) -> Step:
     """Compare it on live requests first, if the order says so; otherwise switch."""
+    state = replace(state, run_s=event.run_s)
     terms = shadow.due(state)
     if terms is None:
         return switch(state)
@@ -252,6 +253,7 @@ def warmed_in_its_place(state: ModelState, event: ev.Warmed) -> Step:
         unseen = replace(state, shadow=shadow.NOTHING_SEEN)
         after, effects = _not_compared(unseen, event.at, shadow.alone_in_words(state.trouble))
         return after, _served_again(after, effects)
+    state = replace(state, run_s=event.run_s)
     return switch(replace(state, shadow=shadow.NOTHING_SEEN) if shadow.due(state) else state)
 
 

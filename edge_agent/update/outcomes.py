@@ -55,6 +55,7 @@ def begin(state: ModelState, target: DesiredModel, traceparent: str | None, at: 
         refusal="",
         shadow=None,
         split=None,
+        run_s=None,
         trouble="",
         started_at=at,
     )
@@ -120,6 +121,8 @@ def settled(state: ModelState, outcome: Outcome, at: float, code: str = "", deta
         finished_at=at,
         shadow=state.shadow or UNSET,
         split=state.split or UNSET,
+        variant=target.variant if target.measure else UNSET,
+        run_s=UNSET if state.run_s is None or not target.measure else state.run_s,
     )
     return replace(state, stage=stage, last_update=report, attempt=0, strikes=0, redownloads=0, trouble="")
 

@@ -167,6 +167,8 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
     """What was found before the switch; a candidate is not put through that twice."""
     split: SplitReport | None = None
     """How both releases did in probation, at the last look."""
+    run_s: float | None = None
+    """Median seconds of a run of the candidate, if the order asked for that."""
     trouble: str = ""
     """What the update is waiting for, as a sentence; empty while it moves."""
     started_at: float = 0.0

@@ -28,10 +28,13 @@ from controller.devices import Device
 from controller.rollouts.model import Execution, ExecutionState, PhaseSpec, Rollout, RolloutSpec, RolloutState
 from controller.store import open_store
 from controller.store.port import (
+    DEVICES_PER_CLASS_MAX,
+    FINDINGS_PER_FILE_MAX,
     AuditEntry,
     DeviceTotals,
     Event,
     FileParts,
+    FoundVariant,
     Order,
     Patch,
     PatchState,
@@ -711,3 +714,73 @@ async def test_a_reference_is_kept_under_its_digest(store: Store) -> None:
     await store.write(lambda tx: tx.telemetry.put_reference(name, encode_reference(reference)))
     assert await store.read(lambda tx: tx.telemetry.reference(name)) == reference
     assert await store.read(lambda tx: tx.telemetry.reference(blob("other").digest)) is None
+
+
+def finding(device: str = "alice", *, file: str = "int8", at: float = 1.0, **changes: object) -> FoundVariant:
+    plain = FoundVariant(
+        artifact=blob(file).digest,
+        device_class="aarch64, 4 CPUs",
+        device=DeviceId(device),
+        release=ReleaseRef(DETECTOR, Version("1")),
+        at=at,
+        run_s=0.25,
+    )
+    return replace(plain, **changes)
+
+
+def put_finding(tx: Transaction, found: FoundVariant) -> None:
+    tx.findings.put(found)
+
+
+async def test_what_devices_found_of_a_file_comes_back_by_class_and_device(store: Store) -> None:
+    other = finding("alice", file="fp16")
+    known = [
+        finding("bob", device_class="a", run_s=0.5),
+        finding("carol", device_class="a", run_s=None, failed=True),
+        finding("alice", device_class="b"),
+    ]
+
+    for one in (other, *reversed(known)):
+        await store.write(partial(put_finding, found=one))
+
+    assert await store.read(lambda tx: tx.findings.of(blob("int8").digest)) == known
+    assert await store.read(lambda tx: tx.findings.of(blob("fp16").digest)) == [other]
+    assert await store.read(lambda tx: tx.findings.of(blob("none").digest)) == []
+
+
+async def test_a_device_has_one_finding_of_a_file_its_newest_that_says_something(store: Store) -> None:
+    upgraded = finding(device_class="aarch64, newer runtime", at=2, run_s=0.125)
+    silent = finding(at=3, run_s=None)
+    failed = finding(at=4, run_s=None, failed=True)
+
+    async def known() -> list[FoundVariant]:
+        return await store.read(lambda tx: tx.findings.of(blob("int8").digest))
+
+    await store.write(lambda tx: tx.findings.put(silent))
+    assert await known() == [silent]
+    await store.write(lambda tx: tx.findings.put(finding()))
+    await store.write(lambda tx: tx.findings.put(upgraded))
+    await store.write(lambda tx: tx.findings.put(silent))
+    assert await known() == [upgraded]
+    await store.write(lambda tx: tx.findings.put(failed))
+    assert await known() == [failed]
+
+
+async def test_findings_of_a_class_and_of_a_file_are_bounded_and_the_newest_stay(store: Store) -> None:
+    def fill(tx: Transaction) -> None:
+        for number in range(DEVICES_PER_CLASS_MAX + 5):
+            tx.findings.put(finding(f"d{number:04}", at=number))
+
+    def crowd(tx: Transaction) -> None:
+        for number in range(FINDINGS_PER_FILE_MAX + 5):
+            tx.findings.put(finding(f"d{number:04}", file="big", at=number, device_class=f"c{number}"))
+
+    await store.write(fill)
+    kept = await store.read(lambda tx: tx.findings.of(blob("int8").digest))
+    assert [one.at for one in kept] == list(range(5, DEVICES_PER_CLASS_MAX + 5))
+
+    await store.write(crowd)
+    kept = await store.read(lambda tx: tx.findings.of(blob("big").digest))
+    assert len(kept) == FINDINGS_PER_FILE_MAX
+    assert min(one.at for one in kept) == 5
+    assert len(await store.read(lambda tx: tx.findings.of(blob("int8").digest))) == DEVICES_PER_CLASS_MAX

@@ -14,12 +14,13 @@ from common.trust import PublicKey, Signer, verify
 from common.wire import DesiredState, JoinString, Message, decode, encode
 from common.wire.codec import BYTES_MAX
 from common.wire.messages import DESIRED_PAYLOAD_TYPE
-from tests.property.test_wire import EXAMPLES, FULL_TELEMETRY, TRAFFIC
+from tests.property.test_wire import EXAMPLES, FULL_TELEMETRY, MEASURED, TRAFFIC
 from tests.unit.test_manifest import PIPED, SERVED, TESTED, VARIANT, WATCHED, manifest
 
 FOLDER = Path(__file__).parent / "wire"
 MESSAGES: dict[str, Message] = {f"v1-{type(one).__name__}": one for one in EXAMPLES}
 MESSAGES |= {f"v1-{type(one).__name__}-traffic": one for one in TRAFFIC}
+MESSAGES |= {f"v1-{type(one).__name__}-measured": one for one in MEASURED}
 MESSAGES["v1-Telemetry-full"] = FULL_TELEMETRY
 MANIFEST = manifest(default=VARIANT)
 MANIFESTS = {
@@ -42,7 +43,7 @@ def test_every_message_type_has_a_released_file() -> None:
     assert {path.stem for path in FOLDER.glob("*.bin")} == MESSAGES.keys()
 
 
-@pytest.mark.parametrize("name", ["v1-DesiredState", "v1-ReportedState", "v1-Telemetry"])
+@pytest.mark.parametrize("name", ["v1-DesiredState", "v1-Presence", "v1-ReportedState", "v1-Telemetry"])
 def test_terms_and_findings_that_are_not_there_leave_no_trace(name: str) -> None:
     assert encode(MESSAGES[name]) == (FOLDER / f"{name}.bin").read_bytes()
 

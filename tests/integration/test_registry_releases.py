@@ -112,6 +112,7 @@ async def test_what_is_no_complete_onnx_model_is_refused_by_its_place(
         ("magika", "1", {}, "variants"),
         ("magika", "1", {f"v{number}": {FILE: ABSENT} for number in range(17)}, "variants"),
         ("magika", "1", {"../up": {FILE: ABSENT}}, "variants"),
+        ("magika", "1", {"auto": {FILE: ABSENT}}, "variants"),
         ("magika", "1", {"default": {}}, "variants.default"),
         ("magika", "1", {"default": {"a.onnx": ABSENT, "b.onnx": ABSENT}}, "variants.default"),
         ("magika", "1", {"default": {"../model.onnx": ABSENT}}, "variants.default"),

@@ -180,6 +180,30 @@ TRAFFIC: list[Message] = [
 """With what an order may say about requests, and what was found."""
 
 
+_BIRTH = EXAMPLES[0]
+assert isinstance(_BIRTH, Presence)
+assert _BIRTH.capabilities is not None
+MEASURED: list[Message] = [
+    replace(
+        _BIRTH,
+        capabilities=replace(_BIRTH.capabilities, variants=("auto",), device_class="aarch64, Cortex, 4 CPUs, 1a2b3c4d"),
+    ),
+    replace(_ORDER, models=(replace(_ORDER.models[0], variant="int8", measure=True),)),
+    replace(
+        _TOLD,
+        models=(
+            replace(
+                _TOLD.models[0],
+                last_update=UpdateReport(
+                    generation=2, version=Version("2"), outcome="succeeded", variant="int8", run_s=0.0041
+                ),
+            ),
+        ),
+    ),
+]
+"""With what it takes to choose variants by measurement."""
+
+
 FULL_TELEMETRY = Telemetry(
     device=DEVICE,
     epoch=1,
@@ -249,7 +273,7 @@ def test_the_largest_window_there_can_be_fits_into_a_message() -> None:
     assert encode(msgspec.structs.replace(FULL_TELEMETRY, windows=(window,)))
 
 
-@pytest.mark.parametrize("message", EXAMPLES + TRAFFIC, ids=lambda message: type(message).__name__)
+@pytest.mark.parametrize("message", EXAMPLES + TRAFFIC + MEASURED, ids=lambda message: type(message).__name__)
 def test_every_message_survives_the_trip(message: Message) -> None:
     assert decode(encode(message), type(message)) == message
 
@@ -258,7 +282,7 @@ def test_every_message_type_has_an_example_and_a_limit() -> None:
     assert {type(message) for message in EXAMPLES} == set(BYTES_MAX)
 
 
-@pytest.mark.parametrize("message", EXAMPLES + TRAFFIC, ids=lambda message: type(message).__name__)
+@pytest.mark.parametrize("message", EXAMPLES + TRAFFIC + MEASURED, ids=lambda message: type(message).__name__)
 def test_every_truncation_is_a_named_error(message: Message) -> None:
     data = encode(message)
     for length in range(len(data)):

@@ -7,6 +7,8 @@ how a release misbehaves when it is run.
 
 from enum import StrEnum
 
+import msgspec
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from common.delta import CODECS
@@ -37,12 +39,29 @@ class Flaw(StrEnum):
     """The device dies with it, some time after it began to serve."""
 
 
-class SimulatedDevice:
-    """One agent. `step` takes its work one stage further; `birth`, `death`, `heartbeat` and `report` are messages."""
+class Kind(msgspec.Struct, frozen=True):
+    """How devices of a class are built: seconds of a run by variant, and the variants that they cannot load."""
 
-    def __init__(self, device: DeviceId, flaws: dict[Version, Flaw]) -> None:
+    name: str
+    run_s: dict[str, float]
+    unloadable: frozenset[str] = frozenset()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(CAPABILITIES, variants=("auto",), device_class=self.name)
+
+
+class SimulatedDevice:
+    """One agent. `step` takes its work one stage further; `birth`, `death`, `heartbeat` and `report` are messages.
+
+    With a `kind` it leaves its variant to measurement.
+    """
+
+    def __init__(self, device: DeviceId, flaws: dict[Version, Flaw], kind: Kind | None = None) -> None:
         self.id = device
         self.flaws = flaws
+        self.kind = kind
+        self.capabilities = kind.capabilities if kind else CAPABILITIES
         self.online = False
         self.dead = False
         self.epoch = 0
@@ -74,7 +93,7 @@ class SimulatedDevice:
             return
         if entry.phase == "probation":
             entry = replace(entry, running=self.fallback[0], artifact=self.fallback[1])
-        if entry.running == model.version:
+        if entry.running == model.version and entry.artifact == model.artifact.digest:
             self.target = None
             self.entry = replace(entry, phase="idle", target=None, generation=model.order)
             return
@@ -91,7 +110,7 @@ class SimulatedDevice:
                 pass
             case "fetching":
                 self._fetch(self.target, now)
-            case "warming" if flaw is Flaw.UNLOADABLE:
+            case "warming" if flaw is Flaw.UNLOADABLE or (self.kind and self.target.variant in self.kind.unloadable):
                 self._finish("failed", now)
             case "warming":
                 self.fallback = (self.entry.running, self.entry.artifact)
@@ -117,7 +136,9 @@ class SimulatedDevice:
         self.online = True
         self.epoch += 1
         self.seq = 0
-        return Presence(device=self.id, epoch=self.epoch, seq=0, sent_at=now, online=True, capabilities=CAPABILITIES)
+        return Presence(
+            device=self.id, epoch=self.epoch, seq=0, sent_at=now, online=True, capabilities=self.capabilities
+        )
 
     def death(self, now: float) -> Presence:
         return Presence(device=self.id, epoch=self.epoch, seq=0, sent_at=now, online=False)
@@ -180,6 +201,9 @@ class SimulatedDevice:
             reason=reason,
             finished_at=now,
         )
+        if self.target.measure and self.kind:
+            run_s = self.kind.run_s[self.target.variant] if outcome == "succeeded" else UNSET
+            update = replace(update, variant=self.target.variant, run_s=run_s)
         phase: UpdatePhase = "idle" if outcome == "succeeded" else "failed"
         self.entry = replace(self.entry, phase=phase, target=None, last_update=update)
         self.target = None

@@ -11,7 +11,7 @@ from common.artifact import ArtifactRef
 from common.ids import DeviceId, Digest, ModelName, ReleaseRef
 from controller.devices import Device
 from controller.rollouts.model import TERMINAL_ROLLOUT_STATES, Execution, Rollout
-from controller.store.port import Event, FileParts, Order, Patch, Release, Transaction
+from controller.store.port import Event, FileParts, FoundVariant, Order, Patch, Release, Transaction
 
 
 class MemoryDevices:
@@ -113,6 +113,20 @@ class MemoryJournal:
         return len(self.events)
 
 
+class MemoryFindings:
+    def __init__(self) -> None:
+        self.rows: dict[tuple[Digest, DeviceId], FoundVariant] = {}
+
+    def put(self, found: FoundVariant) -> None:
+        key = found.artifact, found.device
+        if found.failed or found.run_s is not None or key not in self.rows:
+            self.rows[key] = found
+
+    def of(self, artifact: Digest) -> list[FoundVariant]:
+        found = [one for one in self.rows.values() if one.artifact == artifact]
+        return sorted(found, key=lambda one: (one.device_class, one.device))
+
+
 class MemoryTransaction:
     """See the port."""
 
@@ -125,6 +139,7 @@ class MemoryTransaction:
         self.parts = MemoryParts()
         self.rollouts = MemoryRollouts()
         self.journal = MemoryJournal()
+        self.findings = MemoryFindings()
 
     @property
     def view(self) -> Transaction:

@@ -24,7 +24,7 @@ from controller.orders import decode_order, first_order
 from controller.rollouts.model import Execution, Rollout, RolloutSpec
 from controller.rollouts.planner import Action, Snapshot, plan
 from controller.store.port import Patch, Release
-from tests.simulation.device import CAPABILITIES, Flaw, SimulatedDevice
+from tests.simulation.device import Flaw, Kind, SimulatedDevice
 from tests.simulation.memory import MemoryTransaction
 
 MODEL = ModelName("m")
@@ -66,6 +66,8 @@ class World:
         flaws: dict[Version, Flaw] | None = None,
         planner: Planner = plan,
         watch: Watcher = lambda _world, _rollout, _actions: None,
+        kinds: tuple[Kind, ...] = (),
+        variants: tuple[str, ...] = ("default",),
     ) -> None:
         self.chance = random.Random(seed)
         self.weather = weather
@@ -78,10 +80,10 @@ class World:
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         for version in (V1, V2, V3):
-            self._publish(version)
+            self._publish(version, variants)
         self.fleet: dict[DeviceId, SimulatedDevice] = {}
         for number in range(devices):
-            self._join(DeviceId(f"d{number:02}"), flaws or {})
+            self._join(DeviceId(f"d{number:02}"), flaws or {}, kinds[number % len(kinds)] if kinds else None)
         for moment in weather.deaf_at_s:
             self.after(moment, self._go_deaf)
         self.after(0, self._plan_forever)
@@ -149,9 +151,10 @@ class World:
     def _listen(self) -> None:
         self.listening_since = self.now
 
-    def _publish(self, version: Version) -> None:
-        artifact = ArtifactRef(digest_of(version.encode()), 1000)
-        manifest = ReleaseManifest(MODEL, version, {"default": Variant({"model.onnx": artifact}, "model.onnx", (), ())})
+    def _publish(self, version: Version, variants: tuple[str, ...]) -> None:
+        files = {name: ArtifactRef(digest_of(f"{version} {name}".encode()), 1000) for name in variants}
+        builds = {name: Variant({"model.onnx": file}, "model.onnx", (), ()) for name, file in files.items()}
+        manifest = ReleaseManifest(MODEL, version, builds)
         envelope = ArtifactRef(digest_of(b"envelope of " + version.encode()), 300)
         ref = ReleaseRef(MODEL, version)
         self.store.releases.rows[ref] = Release(
@@ -160,10 +163,10 @@ class World:
 
     # The devices
 
-    def _join(self, name: DeviceId, flaws: dict[Version, Flaw]) -> None:
-        device = SimulatedDevice(name, flaws)
+    def _join(self, name: DeviceId, flaws: dict[Version, Flaw], kind: Kind | None) -> None:
+        device = SimulatedDevice(name, flaws, kind)
         self.fleet[name] = device
-        stored = Device(id=name, created_at=self.now, assigned={MODEL: V1}, capabilities=CAPABILITIES)
+        stored = Device(id=name, created_at=self.now, assigned={MODEL: V1}, capabilities=device.capabilities)
         first_order(self.store.view, stored, SIGNER, self.now)
         device.follow(decode_order(self.store.orders.rows[name]))
         while device.running != V1 or device.target is not None:

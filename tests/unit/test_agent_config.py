@@ -56,6 +56,12 @@ def test_lists_and_paths_can_be_given_as_text() -> None:
     assert (settings.data, settings.ca_file) == (Path("/data"), Path("/etc/ca.pem"))
 
 
+def test_nothing_comes_after_leaving_the_variant_to_measurement() -> None:
+    assert load_settings({"variants": "int8,auto"}, {}).variants == ("int8", "auto")
+    with pytest.raises(InvalidInput, match=r"variants: 'auto' always finds a build.*put 'auto' last"):
+        load_settings({"variants": "auto,int8"}, {})
+
+
 @pytest.mark.parametrize(
     ("flags", "environment", "said"),
     [

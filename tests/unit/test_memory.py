@@ -39,6 +39,13 @@ def test_what_the_last_release_took_counts_for_the_next() -> None:
     assert "300 MiB are available" in memory.in_words(MODEL, size)
 
 
+def test_a_tiny_release_does_not_make_its_successor_look_huge() -> None:
+    tiny = Took(size=102, resident=10 * MIB)
+    assert needed(4 * MIB, tiny) == needed(4 * MIB, None)
+    assert needed(4 * MIB, tiny) < 64 * MIB
+    assert needed(102, tiny) > tiny.resident, "the same one again takes what it took"
+
+
 def test_nothing_is_refused_where_nobody_knows() -> None:
     assert Memory(lambda: None, lambda: None, reserve_bytes=0).room(MODEL, 10**15, serving=0) is Room.BESIDE
 
