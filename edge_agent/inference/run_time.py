@@ -1,6 +1,6 @@
 """How long a run of a release takes on this device: a number that can be compared with other variants and devices.
 
-It is the median of a few runs of the made-up input on which the release was warmed up, one after another, on a thread
+It is the median of a few runs of the input on which the release was warmed up, one after another, on a thread
 of the usual priority: the lowest, at which releases are loaded, would measure what else the device does. The release
 does not serve yet. Between two runs there is a pause as long as the last run, so that at most half of a core is taken
 from requests. Runs and seconds are limited; of a release that takes longer than that for one run, one run is what is
