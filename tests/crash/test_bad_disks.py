@@ -82,6 +82,7 @@ async def test_a_slot_that_cannot_be_read_at_the_start_gives_way_to_the_other_on
     mark(folder, f"{LOSE}b:{WEIGHTS_FILE}")
     async with agent_at(folder / "data", desk) as agent:
         assert await ask(agent) == ("1", 1.0)
+        await eventually(lambda: not runs(desk, 2), "the last report is not of before the start")
         mark(folder, LOSE)
         await eventually(lambda: runs(desk, 2), "the newer one is fetched again", within_s=90)
         assert await ask(agent) == ("2", 2.0)
