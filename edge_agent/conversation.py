@@ -90,7 +90,6 @@ class Conversation:
         self._rhythm = rhythm
         self._news = asyncio.Event()
         self._ask_now = asyncio.Event()
-        self._flushing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:

@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from common.artifact import ArtifactRef, Hasher, hex_of
 from common.errors import FerryError
@@ -27,6 +27,10 @@ from edge_agent.update import MANIFEST_FILE, Slot, Stage
 from edge_agent.update import events as ev
 
 logger = logging.getLogger(__name__)
+
+
+SETTLED: Final = frozenset({Stage.IDLE, Stage.FAILED})
+"""Stages in which no update is under way."""
 
 
 class Named(NamedTuple):
@@ -77,8 +81,10 @@ class Scrub:
         """A graph that went bad goes; the release whose session has it mapped is loaded again, and makes a new one."""
         model = lane.state.model
         for file in await asyncio.to_thread(cache.kept, model):
-            if await self._is_sound(lane, file.path, file.ref) or not file.path.exists():
-                continue  # or its release has left meanwhile
+            if await self._is_sound(lane, file.path, file.ref):
+                continue
+            if lane.state.stage not in SETTLED or not file.path.exists():
+                continue  # an update tries it, or has removed it: the next look is early enough
             logger.warning("an optimised model went bad on the disk", extra={"model": model, "file": str(file.path)})
             self._parts.findings.bad()
             await asyncio.to_thread(cache.drop, file)
@@ -146,7 +152,7 @@ class Scrub:
 def _is_settled(lane: Lane, named: Named) -> bool:
     """Whether the journal still names the file, and no update is writing that slot."""
     installed, stage = lane.state.installed, lane.state.stage
-    untouched = stage in {Stage.IDLE, Stage.FAILED} or (installed is not None and installed.slot == named.slot)
+    untouched = stage in SETTLED or (installed is not None and installed.slot == named.slot)
     return untouched and named in set(_named(lane))
 
 

@@ -75,38 +75,47 @@ class Bodies:
 class Body:
     """One request's body while it comes in."""
 
-    __slots__ = ("_bodies", "_held", "_pieces", "_unpack")
+    __slots__ = ("_bodies", "_data", "_held", "_unpack")
 
     def __init__(self, bodies: Bodies, unpack: "Callable[[bytes, bool], Iterator[bytes]] | None") -> None:
         self._bodies = bodies
         self._unpack = unpack
-        self._pieces: list[bytes] = []
+        self._data: bytes | bytearray = b""
         self._held = 0
 
     def add(self, chunk: bytes) -> None:
         """What has come in. Raises `TooLarge`, `Overfull`, and `InvalidInput` if it is not packed as announced."""
-        if not self._pieces and self._unpack is None and len(chunk) <= self._bodies.small:
-            self._pieces.append(chunk)
+        if not self._data and self._unpack is None and len(chunk) <= self._bodies.small:
+            self._data = chunk
             return
         for piece in self._unpack(chunk, False) if self._unpack else (chunk,):
-            size = len(piece) + (self._held or sum(map(len, self._pieces)))
+            size = len(piece) + len(self._data)
             self._bodies.hold(size, size - self._held)
             self._held = size
-            self._pieces.append(piece)
+            self._append(piece)
+
+    def _append(self, piece: bytes) -> None:
+        """To one array: a list of pieces as small as a caller likes would take many times their bytes."""
+        if not self._data:
+            self._data = piece
+            return
+        if isinstance(self._data, bytes):
+            self._data = bytearray(self._data)
+        self._data += piece
 
     def whole(self) -> bytes:
         """All of it; `InvalidInput` if it is cut off."""
         if self._unpack:
             for _ in self._unpack(b"", True):
                 pass
-        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        return bytes(self._data)
 
     def release(self) -> None:
         """It is needed no more."""
         if self._held:
             self._bodies.release(self._held)
             self._held = 0
-        self._pieces.clear()
+        self._data = b""
 
 
 def _unpacker(coding: str) -> "Callable[[bytes, bool], Iterator[bytes]] | None":

@@ -9,6 +9,7 @@ The answer is written by the thread that has it; nobody is woken to write.
 """
 
 import contextlib
+import logging
 import math
 import select
 import socket
@@ -20,6 +21,8 @@ from typing import Final, Protocol
 
 from edge_agent.inference.reading import Incoming, Reader
 from edge_agent.inference.web import Application, Call, Reply, SentTooSlowly, reply_to
+
+logger = logging.getLogger(__name__)
 
 IDLE_S: Final = 75.0
 """How long a connection may be silent between two requests."""
@@ -138,14 +141,20 @@ class Connection:
         incoming.release()
         self._closing = not incoming.keep or self._host.stopping
         self._draining = incoming.cut
+        try:
+            self._unsent = self._encoded(reply, incoming)
+        except Exception:  # no memory, for one; who answers may hold a core and has others to serve
+            logger.exception("an answer cannot be sent")
+            return self.close()
+        return self._flush()
+
+    def _encoded(self, reply: Reply, incoming: Incoming) -> list[memoryview]:
         head = self._head(reply, incoming)
         if incoming.method == "HEAD":
-            self._unsent = [memoryview(head)]
-        elif len(reply.body) <= JOIN_BYTES_MAX:
-            self._unsent = [memoryview(head + reply.body)]
-        else:
-            self._unsent = [memoryview(head), memoryview(reply.body)]
-        self._flush()
+            return [memoryview(head)]
+        if len(reply.body) <= JOIN_BYTES_MAX:
+            return [memoryview(head + reply.body)]
+        return [memoryview(head), memoryview(reply.body)]
 
     def _head(self, reply: Reply, incoming: Incoming) -> bytes:
         stays = b"" if not self._closing and not incoming.old else _CLOSE if self._closing else _KEEP

@@ -109,10 +109,14 @@ class Dispatcher:
     def _carry_on(self, late: Sequence[Ticket], works: Sequence[Any]) -> None:
         """Run on the calling thread, which has a core, and then what waits by then, until nothing does."""
         while True:
-            for ticket in late:
-                self._owner.refuse(ticket, late=True)
-            if works:
-                self._owner.run(works)
+            try:
+                for ticket in late:
+                    self._owner.refuse(ticket, late=True)
+                if works:
+                    self._owner.run(works)
+            except BaseException:
+                self._call(self._end())  # whatever it was, the core must not be lost
+                raise
             with self._lock:
                 self._leave()
                 if not len(self._waiting):

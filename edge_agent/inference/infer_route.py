@@ -70,7 +70,7 @@ class Infer:
 class _Caller:
     """Takes the outcome of one request to the one who sends it."""
 
-    __slots__ = ("_call", "_model", "_parsed", "_route", "_to", "waits")
+    __slots__ = ("_answered", "_call", "_model", "_parsed", "_route", "_to", "waits")
 
     def __init__(self, route: Infer, model: ModelName, call: Call, parsed: InferRequest, to: Answerer) -> None:
         self._route = route
@@ -78,20 +78,25 @@ class _Caller:
         self._call = call
         self._parsed = parsed
         self._to = to
+        self._answered = False
         self.waits = to.waits
 
     def done(self) -> bool:
-        return False
+        return self._answered
 
     def set_result(self, answer: Inference) -> None:
         try:
             reply = self._encoded(answer)
         except Exception as error:  # noqa: BLE001 (whatever it is, the caller gets an answer)
             reply = reply_to(error)
-        self._to.send(reply)
+        self._send(reply)
 
     def set_exception(self, error: FerryError) -> None:
-        self._to.send(reply_to(error))
+        self._send(reply_to(error))
+
+    def _send(self, reply: Reply) -> None:
+        self._answered = True  # before: another request may wait for its answer there as soon as this one is sent
+        self._to.send(reply)
 
     def _encoded(self, answer: Inference) -> Reply:
         if self._route.labels:  # before the caller can label it

@@ -62,7 +62,7 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._lock = threading.Lock()  # of sockets against being closed while somebody else shuts them down
+        self._lock = threading.Lock()  # for `_tired`, and so that no socket is closed while somebody shuts it down
         self._connections: dict[int, Connection] = {}
         self._acceptors = {one.fileno(): one for one in sockets}
         self._tired: set[socket.socket] = set()
@@ -112,7 +112,7 @@ class Listener:
     def on_loop(self, call: Call, to: Connection) -> None:
         """See `Host.on_loop`."""
         answering = _OnLoop(self.application, call, to)
-        to.waits(lambda: self._post(answering.cancel))
+        to.waits(lambda: not self._post(answering.cancel))  # the loop answers or closes, as long as there is one
         if not self._post(answering.start):
             to.abandon()
 
@@ -170,7 +170,8 @@ class Listener:
         except OSError as error:
             if not self.stopping:
                 logger.warning("no connection can be accepted for a moment: %s", error)
-                self._tired.add(acceptor)
+                with self._lock:
+                    self._tired.add(acceptor)
             return
         self._listen(acceptor)
 
@@ -198,7 +199,8 @@ class Listener:
         while True:
             await asyncio.sleep(SWEEP_S)
             self._expire()
-            tired, self._tired = self._tired, set()
+            with self._lock:
+                tired, self._tired = self._tired, set()
             for acceptor in tired:
                 self._listen(acceptor)
 

@@ -19,7 +19,7 @@ import numpy as np
 from msgspec import UNSET, Meta
 
 from common.artifact.tensors import DTYPES, Array, datatype_of
-from common.errors import FerryError, InvalidInput
+from common.errors import InvalidInput
 from edge_agent.inference.scheduling import PRIORITY_MAX
 
 TENSORS_MAX = 256
@@ -133,11 +133,6 @@ def encode_response(model: str, version: str, request: InferRequest, outputs: di
         header["id"] = request.id
     encoded = msgspec.json.encode(header)
     return Body(b"".join([encoded, *payload]), len(encoded)) if payload else Body(encoded, None)
-
-
-def encode_error(error: FerryError) -> bytes:
-    """The protocol's error document."""
-    return msgspec.json.encode({"error": str(error)})
 
 
 def _shape_of_a_request(header_length: int | None) -> str:

@@ -17,7 +17,7 @@ from edge_agent.inference.caching import SHARE_MAX, Answers, Question, frozen
 from edge_agent.inference.loaded import Loaded
 
 QUESTION_BYTES_MAX: Final = 8 * 1024 * 1024
-"""Larger inputs are not looked up: hashing and comparing them would hold up the event loop for milliseconds."""
+"""Larger inputs are not looked up: hashing and comparing them takes milliseconds, for coroutines on the event loop."""
 CACHE_BYTES_MAX: Final = 64 * 1024 * 1024
 
 

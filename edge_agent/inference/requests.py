@@ -95,7 +95,7 @@ class Here:
         self._answered: threading.Lock | None = None
 
     def done(self) -> bool:
-        return False
+        return self._result is not None or self._error is not None
 
     def set_result(self, result: Inference) -> None:
         self._result = result

@@ -14,6 +14,7 @@ from edge_agent.inference import connection, listening, reading
 from edge_agent.inference.bodies import BodyLimits
 from edge_agent.inference.http import inference_app
 from edge_agent.inference.listening import Listener, listen
+from edge_agent.inference.web import Reply
 from tests.conftest import eventually
 from tests.integration.small_models import MODEL, Bench, adder
 
@@ -345,6 +346,63 @@ async def test_callers_who_leave_take_their_waiting_requests_along(place: Place,
     assert [(await caller.answer()).value for caller in running] == [2.0, 2.0]
     assert engine.arrived == arrived + 2
     assert sum(window.cancelled for window in place.bench.recorder.cut(1.0)) == 4
+
+
+async def test_what_breaks_after_the_answers_breaks_no_later_request_and_costs_no_core(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("broken on purpose")
+
+    bench = Bench(tmp_path, workers=1, queue=8)
+    await bench.add(1)
+    flow = bench.server._flow
+    monkeypatch.setattr(flow._answering, "try_together", broken)
+    listener = await listen(inference_app(bench.server, dict, LIMITS), "127.0.0.1", 0)
+    place = Place(bench, listener, tmp_path)
+    callers = [await place.caller() for _ in range(5)]
+    for turn in range(3):
+        bench.engine.open.clear()
+        arrived = bench.engine.arrived
+        await callers[0].send(asked(10 * turn))
+        await eventually(lambda before=arrived: bench.engine.arrived > before, "the core is busy")  # type: ignore[misc]
+        for number, caller in enumerate(callers[1:], 1):
+            await caller.send(asked(10 * turn + number))
+        await eventually(lambda: flow._dispatcher.waiting == len(callers) - 1, "the others wait")
+        bench.engine.open.set()
+        answers = [(await caller.answer()).value for caller in callers]
+        assert answers == [10 * turn + number + 1.0 for number in range(len(callers))]
+    await eventually(lambda: flow._dispatcher.busy == 0, "the core is free")
+    await listener.close()
+    await bench.server.close()
+
+
+async def test_an_answer_that_cannot_be_written_ends_its_connection_only(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = connection.Connection._head
+
+    def short_of_memory(one: connection.Connection, reply: Reply, incoming: reading.Incoming) -> bytes:
+        if b"[5.0," in reply.body:
+            raise MemoryError
+        return written(one, reply, incoming)
+
+    monkeypatch.setattr(connection.Connection, "_head", short_of_memory)
+    engine, dispatcher = place.bench.engine, place.bench.server._flow._dispatcher
+    engine.open.clear()
+    arrived = engine.arrived
+    callers = [await place.caller() for _ in range(6)]
+    for caller, value in zip(callers[:2], (1, 2), strict=True):
+        await caller.send(asked(value))
+    await eventually(lambda: engine.arrived == arrived + 2, "both cores are busy")
+    for caller, value in zip(callers[2:], (3, 4, 5, 6), strict=True):
+        await caller.send(asked(value))
+    await eventually(lambda: dispatcher.waiting == 4, "four wait")
+    engine.open.set()
+    assert await callers[3].closed()
+    heard = [caller for caller in callers if caller is not callers[3]]
+    assert [(await caller.answer()).value for caller in heard] == [2.0, 3.0, 4.0, 6.0, 7.0]
+    await eventually(lambda: dispatcher.busy == 0, "the cores are free")
 
 
 async def test_models_that_hang_on_all_cores_leave_the_rest_of_the_api_and_the_watchdog_alive(place: Place) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -45,15 +46,24 @@ class Ram:
         return Memory(self.available, lambda: None, reserve_bytes=0)
 
 
+@asynccontextmanager
+async def room_for_one(
+    folder: Path, desk: ReleaseDesk, data: bytes, engine: HeldEngine | None = None
+) -> AsyncIterator[tuple[Device, Ram]]:
+    """A device that runs `data` as version 1 and has no memory for another release."""
+    ram = Ram(1, len(data))
+    async with device_at(folder, desk, memory=ram.memory(), engine=engine) as device:
+        ram.device = device
+        await device.executor.accept(desk.order(desk.release("1", data)))
+        assert (await device.finished(1)).outcome == "succeeded"
+        yield device, ram
+
+
 async def test_where_two_do_not_fit_the_old_release_is_stopped_for_the_new_one(
     tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
 ) -> None:
-    one, two = (path.read_bytes() for path in real_models)
-    ram, engine = Ram(1, len(one)), HeldEngine()
-    async with device_at(tmp_path, desk, memory=ram.memory(), engine=engine) as device:
-        ram.device = device
-        await device.executor.accept(desk.order(desk.release("1", one)))
-        assert (await device.finished(1)).outcome == "succeeded"
+    two, engine = real_models[1].read_bytes(), HeldEngine()
+    async with room_for_one(tmp_path, desk, real_models[0].read_bytes(), engine) as (device, _):
         listener = await listen(inference_app(device.server), "127.0.0.1", 0)
         body = {"inputs": [{"name": "bytes", "shape": [1, 2048], "datatype": "INT32", "data": [7] * 2048}]}
         engine.open.clear()  # the new release stays in its warm-up
@@ -82,12 +92,8 @@ def order_of(desk: ReleaseDesk, version: str, data: bytes, shadow: Shadow) -> by
 async def test_where_one_fits_nothing_is_compared_and_the_report_says_so(
     tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
 ) -> None:
-    one, two = (path.read_bytes() for path in real_models)
-    ram = Ram(1, len(one))
-    async with device_at(tmp_path, desk, memory=ram.memory()) as device:
-        ram.device = device
-        await device.executor.accept(desk.order(desk.release("1", one)))
-        await device.finished(1)
+    two = real_models[1].read_bytes()
+    async with room_for_one(tmp_path, desk, real_models[0].read_bytes()) as (device, _):
         await device.executor.accept(order_of(desk, "2", two, Shadow(for_s=3600, agreement_min=0.99)))
         update = await device.finished(2)
         assert update.outcome == "succeeded"
@@ -99,12 +105,8 @@ async def test_where_one_fits_nothing_is_compared_and_the_report_says_so(
 async def test_where_one_fits_an_order_that_must_compare_fails_and_nothing_is_stopped(
     tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
 ) -> None:
-    one, two = (path.read_bytes() for path in real_models)
-    ram, engine = Ram(1, len(one)), HeldEngine()
-    async with device_at(tmp_path, desk, memory=ram.memory(), engine=engine) as device:
-        ram.device = device
-        await device.executor.accept(desk.order(desk.release("1", one)))
-        await device.finished(1)
+    two, engine = real_models[1].read_bytes(), HeldEngine()
+    async with room_for_one(tmp_path, desk, real_models[0].read_bytes(), engine) as (device, ram):
         must = Shadow(for_s=0.2, on_few="fail", samples_min=1)
         await device.executor.accept(order_of(desk, "2", two, must))
         update = await device.finished(2)
@@ -121,12 +123,7 @@ async def test_where_one_fits_an_order_that_must_compare_fails_and_nothing_is_st
 async def test_a_new_release_that_fails_in_the_old_one_s_place_gives_it_back(
     tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
 ) -> None:
-    one = real_models[0].read_bytes()
-    ram = Ram(1, len(one))
-    async with device_at(tmp_path, desk, memory=ram.memory()) as device:
-        ram.device = device
-        await device.executor.accept(desk.order(desk.release("1", one)))
-        await device.finished(1)
+    async with room_for_one(tmp_path, desk, real_models[0].read_bytes()) as (device, _):
         await device.executor.accept(desk.order(desk.release("2", fails_on(real_models[0], token=0))))
         update = await device.finished(2)
         assert (update.outcome, update.reason) == ("failed", "model_rejected")
@@ -137,12 +134,7 @@ async def test_a_new_release_that_fails_in_the_old_one_s_place_gives_it_back(
 async def test_one_that_turns_out_bad_in_probation_is_replaced_by_loading_the_old_one(
     tmp_path: Path, desk: ReleaseDesk, real_models: tuple[Path, Path]
 ) -> None:
-    one = real_models[0].read_bytes()
-    ram = Ram(1, len(one))
-    async with device_at(tmp_path, desk, memory=ram.memory()) as device:
-        ram.device = device
-        await device.executor.accept(desk.order(desk.release("1", one)))
-        await device.finished(1)
+    async with room_for_one(tmp_path, desk, real_models[0].read_bytes()) as (device, _):
         broken = fails_on(real_models[0], token=101)
         await device.executor.accept(desk.order(desk.release("2", broken, probation_s=60.0)))
         await eventually(lambda: device.model and device.model.phase == "probation", "it serves")
