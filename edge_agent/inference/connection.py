@@ -60,6 +60,10 @@ class Host(Protocol):
         """Let the event loop answer; from now on the connection is not the caller's."""
         ...
 
+    def run_soon(self, left: object) -> None:
+        """Run what a direct route has left, when all that has come in is read."""
+        ...
+
     def forget(self, connection: "Connection") -> None:
         """Close its socket."""
         ...
@@ -247,9 +251,12 @@ class Connection:
         if callable(call.route):
             return self._host.on_loop(call, self)
         try:
-            return call.route.answer(call, self)
+            left = call.route.answer(call, self)
         except Exception as error:  # noqa: BLE001 (whatever it is, the caller gets an answer)
             return self.send(reply_to(error))
+        if left is not None:
+            self._host.run_soon(left)
+        return None
 
     def _left(self) -> None:
         """The caller seems to have left. Whoever can still cancel the request owns the connection."""

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 from common.clock import Clock
 from edge_agent.inference.scheduling import Taken, Ticket, Waiting, WaitingFull, WaitingLimits
+from edge_agent.inference.turns import Turn
 
 OVERSEE_S: Final = 1.0
 """Between two looks at what has run for too long."""
@@ -24,6 +25,10 @@ class Owner(Protocol):
 
     def rows_for(self, first: Ticket, waiting: int) -> int:
         """How many of `waiting` rows like those of `first` to run together."""
+        ...
+
+    def is_short(self, works: Sequence[Any]) -> bool:
+        """Whether running `works` is expected to take next to no time."""
         ...
 
     def run(self, works: Sequence[Any]) -> None:
@@ -95,24 +100,36 @@ class Dispatcher:
             self._call(self._end())
         return True
 
-    def run_on(self, work: Any) -> bool:
+    def run_on(self, work: Any, turn: Turn) -> bool:
         """`try_run`, and then what waits by then, until nothing does: for a thread that has nothing better to do. The
-        core goes from one to the next, and nobody is woken for it.
+        core goes from one to the next, and nobody is woken for it while the thread keeps its turn.
         """
         with self._lock:
             if self._free == 0 or len(self._waiting) or self._closed:
                 return False
             self._begin((work,))
-        self._carry_on([], (work,))
+        self._carry_on([], (work,), turn)
         return True
 
-    def _carry_on(self, late: Sequence[Ticket], works: Sequence[Any]) -> None:
+    def serve(self, tickets: Sequence[Ticket], turn: Turn) -> None:
+        """`submit`, and then as `run_on` what waits, if a core is free."""
+        with self._lock:
+            refused = self._queue(tickets)
+            taken = self._take() if self._free and len(self._waiting) else None
+        for ticket in refused:
+            self._owner.refuse(ticket, late=False)
+        if taken:
+            self._carry_on(taken.late, _works(taken.batch), turn)
+
+    def _carry_on(self, late: Sequence[Ticket], works: Sequence[Any], turn: Turn | None = None) -> None:
         """Run on the calling thread, which has a core, and then what waits by then, until nothing does."""
         while True:
             try:
                 for ticket in late:
                     self._owner.refuse(ticket, late=True)
-                if works:
+                if works and turn:
+                    self._run_in(turn, works)
+                elif works:
                     self._owner.run(works)
             except BaseException:
                 self._call(self._end())  # whatever it was, the core must not be lost
@@ -126,19 +143,37 @@ class Dispatcher:
             late, works = taken.late, _works(taken.batch)
         self._call(called)
 
+    def _run_in(self, turn: Turn, works: Sequence[Any]) -> None:
+        """Run on a thread whose turn it is: if it ends, what still waits is for others."""
+        if turn.begins(short=self._owner.is_short(works)):
+            try:
+                self._owner.run(works)
+            finally:
+                turn.ended_run()
+            return
+        with self._lock:
+            called = self._called(min(len(self._waiting), self._free))
+        self._call(called)
+        self._owner.run(works)
+
     def submit(self, tickets: Sequence[Ticket]) -> None:
         """Let `tickets` wait for a core; those for which there is no room are refused, or less urgent ones are."""
-        refused: list[Ticket] = []
         with self._lock:
-            for ticket in tickets:
-                try:
-                    refused += self._waiting.add(ticket, self._free)
-                except WaitingFull:
-                    refused.append(ticket)
+            refused = self._queue(tickets)
             called = self._called(min(len(tickets), self._free))  # without a core there is nothing to do
         self._call(called)
         for ticket in refused:
             self._owner.refuse(ticket, late=False)
+
+    def _queue(self, tickets: Sequence[Ticket]) -> list[Ticket]:
+        """Let them wait; returns whom there is no room for."""
+        refused: list[Ticket] = []
+        for ticket in tickets:
+            try:
+                refused += self._waiting.add(ticket, self._free)
+            except WaitingFull:
+                refused.append(ticket)
+        return refused
 
     def pulse(self) -> "Future[None]":
         """Done when a core is free, or comes free: not every core has a model that hangs."""

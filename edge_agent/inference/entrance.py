@@ -15,6 +15,8 @@ from edge_agent.inference.asleep import Asleep, Waking
 from edge_agent.inference.engine import EngineFailure
 from edge_agent.inference.flow import RequestFlow
 from edge_agent.inference.requests import NO_TERMS, Ask, Inference, Terms, Waiter
+from edge_agent.inference.scheduling import Ticket
+from edge_agent.inference.turns import Turn
 
 
 class Entrance:
@@ -87,14 +89,21 @@ class Entrance:
             self.waking.awake_from_thread(model, terms.timeout_s)
         return self._flow.infer_here(ask._replace(terms=terms.after(self._clock.monotonic() - began)))
 
-    def deliver(self, ask: Ask, caller: Waiter) -> None:
-        """`infer` for callers who take the outcome on any thread, from any thread: where a core is free, the calling
-        thread runs the request, and what waits by then too.
+    def deliver(self, ask: Ask, caller: Waiter) -> Ticket | None:
+        """`infer` for callers who take the outcome on any thread. It begins when what is returned is given to `serve`;
+        None if that is not needed.
         """
         try:
-            self._flow.deliver(ask, caller)
+            return self._flow.deliver(ask, caller)
         except Asleep:
             self._deliver_later(ask, caller)
+            return None
+
+    def serve(self, tickets: Sequence[Ticket], turn: Turn) -> None:
+        """Begin with requests that came together: where a core is free, the calling thread runs them, and what else
+        waits by then.
+        """
+        self._flow.serve(tickets, turn)
 
     def _deliver_later(self, ask: Ask, caller: Waiter) -> None:
         """For a model that must be loaded first."""

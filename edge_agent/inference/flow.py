@@ -12,7 +12,8 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import NamedTuple
+from functools import partial
+from typing import Final, NamedTuple
 
 from common.clock import Clock
 from common.errors import DeadlineExceeded, Unavailable
@@ -26,10 +27,15 @@ from edge_agent.inference.placement import Placements
 from edge_agent.inference.requests import Ask, Caller, Here, Inference, Overloaded, Request, Terms, Waiter
 from edge_agent.inference.router import Router
 from edge_agent.inference.routing import Load
-from edge_agent.inference.scheduling import PRIORITY_DEFAULT, Ticket, WaitingLimits
+from edge_agent.inference.scheduling import PRIORITY_DEFAULT, Ticket, WaitingLimits, typical
 from edge_agent.inference.tensors import check_outputs
+from edge_agent.inference.turns import Turn
 
 logger = logging.getLogger(__name__)
+
+
+SHORT_RUN: Final = 4.0
+"""A run is short if it takes at most so many times as long as answering a request does: as long as reading it too."""
 
 
 class FlowLimits(NamedTuple):
@@ -67,6 +73,7 @@ class RequestFlow:
         self._loop_thread = 0
         self.closed = False
         self.finished = 0
+        self._answering_s: float | None = None
 
     def refuse_new(self) -> None:
         """From now on `Unavailable`."""
@@ -105,16 +112,21 @@ class RequestFlow:
             self._dispatcher.submit([_ticket(request, ask.terms)])
         return caller.result()
 
-    def deliver(self, ask: Ask, caller: Waiter) -> None:
+    def deliver(self, ask: Ask, caller: Waiter) -> Ticket | None:
         """See `ModelServer.deliver`."""
         request = self._request(ask, caller)
-        if (known := self._recalled(request)) is not None:
-            return caller.set_result(known)
-        if self._dispatcher.run_on(request):
-            return None
-        ticket = _ticket(request, ask.terms)
-        caller.waits(lambda: self._cancel(ticket))
-        return self._dispatcher.submit([ticket])
+        if (known := self._recalled(request)) is None:
+            return _ticket(request, ask.terms)
+        caller.set_result(known)
+        return None
+
+    def serve(self, tickets: Sequence[Ticket], turn: Turn) -> None:
+        """See `ModelServer.serve`."""
+        if len(tickets) == 1 and self._dispatcher.run_on(tickets[0].work, turn):
+            return
+        for ticket in tickets:
+            ticket.work.future.waits(partial(self._cancel, ticket))
+        self._dispatcher.serve(tickets, turn)
 
     def submit(self, ask: Ask) -> "Future[Inference]":
         """See `ModelServer.submit`."""
@@ -143,10 +155,17 @@ class RequestFlow:
         row = first.size // max(1, first.rows)
         return request.chosen.first.batching.next_rows(request.kind, waiting, row, self._batch_bytes_max)
 
+    def is_short(self, works: Sequence[Request]) -> bool:
+        """See `Owner.is_short`."""
+        usual_s, answering_s = works[0].chosen.first.usual_s, self._answering_s
+        return usual_s is not None and answering_s is not None and usual_s <= SHORT_RUN * answering_s
+
     def run(self, works: Sequence[Request]) -> None:
         """See `Owner.run`."""
+        began = self._clock.monotonic()
         try:
             self._run(works)
+            self._took((self._clock.monotonic() - began - works[0].compute_s) / len(works))
         except Exception:
             logger.exception("a batch failed outside the engine")
             failure = EngineFailure("internal error; the agent's log has the details")
@@ -154,6 +173,10 @@ class RequestFlow:
         finally:
             for request in works:
                 request.chosen.unpin()
+
+    def _took(self, seconds: float) -> None:
+        """To answer one request, without the engine's time. Threads may overwrite each other's."""
+        self._answering_s = typical(self._answering_s, seconds)
 
     def stop(self, thread: int, works: Sequence[Request]) -> None:
         """See `Owner.stop`."""

@@ -56,7 +56,7 @@ class _Api:
         self._status = status
 
     def application(self, limits: BodyLimits) -> Application:
-        application = Application(limits, self._server.cores)
+        application = Application(limits, self._server.cores, self._server.serve)
         infer = Infer(self._server, self._labels)
         add = application.add
         for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):

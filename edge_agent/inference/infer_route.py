@@ -51,13 +51,13 @@ class Infer:
         """Counted like a request for which the queue has no room."""
         self.server.turned_away(*named(call))
 
-    def answer(self, call: Call, to: Answerer) -> None:
+    def answer(self, call: Call, to: Answerer) -> object | None:
         """See `Direct.answer`."""
         model, version = named(call)
         parsed = self.repeated.decode(call.body, _known(call, "header length", _header_length))
         terms = Terms(parsed.priority, parsed.timeout_s, parsed.parameters, self._wish(model, call, parsed))
         caller = _Caller(self, model, call, parsed, to)
-        self.server.deliver(Ask(model, version, parsed.feeds, parsed.outputs, terms), caller)
+        return self.server.deliver(Ask(model, version, parsed.feeds, parsed.outputs, terms), caller)
 
     def _wish(self, model: ModelName, call: Call, parsed: InferRequest) -> Wish:
         """Who shall answer, from the header or the parameter that the order names, where requests are split."""

@@ -1,9 +1,10 @@
 """Where the inference API listens, and the threads that serve it: a TCP address, a Unix socket, or both.
 
-All threads wait for the same events (epoll); the kernel gives each event to one of them. A thread reads a request, and
-if a core is free it runs the inference too and writes the answer: nothing is handed from thread to thread, nobody is
-woken. There is one thread more than there are cores, and no more requests run than there are cores, so one is always
-left to read, to refuse and to tell how things are. Routes that need the event loop are answered there.
+The threads take turns (`edge_agent.inference.turns`). The one whose turn it is waits for events (epoll), reads what
+has come in, and if a core is free it runs the inference too and writes the answer: nothing is handed from thread to
+thread. Before a run that is not short it ends its turn, and the next one reads. There is one thread more than there are
+cores, and no more requests run than there are cores, so one is always left to read, to refuse and to tell how things
+are. Routes that need the event loop are answered there.
 
 No inference runs on the event loop: a model that hangs holds one core, not the agent.
 """
@@ -26,6 +27,7 @@ from typing import Final
 from common import durable
 from common.errors import Unavailable
 from edge_agent.inference.connection import Connection
+from edge_agent.inference.turns import Turn, Turns
 from edge_agent.inference.web import Application, Call, Reply
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,8 @@ CONNECTIONS_MAX: Final = 1024
 """Open at one time; one more is told to come back."""
 ACCEPTS_MAX: Final = 64
 """Connections that one thread accepts before others may be served."""
+EVENTS_MAX: Final = 16
+"""That one thread takes at one time, before it runs what has come in."""
 RECEIVE_BYTES: Final = 128 * 1024
 SOCKET_MODE: Final = 0o660
 """Of a Unix socket: its user and group may connect."""
@@ -66,6 +70,8 @@ class Listener:
         self._connections: dict[int, Connection] = {}
         self._acceptors = {one.fileno(): one for one in sockets}
         self._tired: set[socket.socket] = set()
+        self._turns = Turns()
+        self._left: list[object] = []  # of the thread whose turn it is
         self._ended = False
         self._date = 0, b""
         self._threads = [
@@ -116,6 +122,10 @@ class Listener:
         if not self._post(answering.start):
             to.abandon()
 
+    def run_soon(self, left: object) -> None:
+        """See `Host.run_soon`."""
+        self._left.append(left)
+
     def forget(self, connection: Connection) -> None:
         """See `Host.forget`."""
         with self._lock:
@@ -146,8 +156,22 @@ class Listener:
     def _serve(self) -> None:
         buffer = bytearray(RECEIVE_BYTES)
         while not self._ended:
-            for fd, events in self._epoll.poll(-1, 1):
-                self._serve_one(fd, events, buffer)
+            turn = self._turns.take()
+            self._run(turn)  # whoever has lost the turn may have left something
+            while not (turn.over or self._ended):
+                events = self._epoll.poll(-1, EVENTS_MAX)
+                for fd, event in events:
+                    self._serve_one(fd, event, buffer)
+                if self._left:
+                    self._run(turn)
+            turn.end()
+
+    def _run(self, turn: Turn) -> None:
+        left, self._left = self._left, []
+        try:
+            self.application.run(left, turn)
+        except Exception:
+            logger.exception("requests failed")
 
     def _serve_one(self, fd: int, events: int, buffer: bytearray) -> None:
         connection = self._connections.get(fd)

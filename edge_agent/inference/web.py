@@ -6,13 +6,14 @@ becomes a JSON document.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
 from common.errors import DeadlineExceeded, FerryError, Forbidden, InvalidInput, NotFound, TooLarge, Unavailable
 from edge_agent.inference.bodies import Bodies, BodyLimits
+from edge_agent.inference.turns import Turn
 
 logger = logging.getLogger(__name__)
 
@@ -150,18 +151,26 @@ class Direct(Protocol):
         """There is no room for the call's body."""
         ...
 
-    def answer(self, call: Call, to: Answerer) -> None:
-        """Answer now or later, or raise why not."""
+    def answer(self, call: Call, to: Answerer) -> object | None:
+        """Answer now or later, or raise why not. What is returned must still be run, by the application's `run`."""
         ...
 
 
+Run = Callable[[Sequence[Any], Turn], None]
+
+
+def run_nothing(_left: Sequence[Any], _turn: Turn) -> None:
+    """For applications whose direct routes leave nothing to run."""
+
+
 class Application:
-    """Routes by method and path. A segment of a path in braces names what stands in its place. `cores` is how many
-    threads its direct routes may hold at one time.
+    """Routes by method and path. A segment of a path in braces names what stands in its place. `run` runs what direct
+    routes have left to run, on the calling thread or others; `cores` is how many threads that may hold at one time.
     """
 
-    def __init__(self, limits: BodyLimits | None = None, cores: int = 1) -> None:
+    def __init__(self, limits: BodyLimits | None = None, cores: int = 1, run: "Run" = run_nothing) -> None:
         self.cores = cores
+        self.run = run
         self.bodies = Bodies(limits or BodyLimits())
         self.paths: list[str] = []
         self._root: dict[str, Any] = {}

@@ -430,6 +430,29 @@ async def test_models_that_hang_on_all_cores_leave_the_rest_of_the_api_and_the_w
     await asyncio.wait_for(pulse, PATIENCE_S)
 
 
+async def test_a_model_that_was_short_until_it_hangs_leaves_the_rest_of_the_api_alive(place: Place) -> None:
+    engine, turns = place.bench.engine, place.listener._turns
+    callers = [await place.caller() for _ in range(3)]
+
+    async def until_turns_are_kept() -> None:
+        while not turns.watched or place.bench.server._flow._answering_s is None or turns.runs < 100:
+            for caller in callers:
+                await caller.send(asked(1))
+            assert [(await caller.answer()).value for caller in callers] == [2.0] * len(callers)
+
+    await asyncio.wait_for(until_turns_are_kept(), PATIENCE_S)
+    for stuck, caller in enumerate(callers[:2], 1):
+        arrived = engine.arrived
+        engine.open.clear()
+        await caller.send(asked(1))
+        await eventually(lambda before=arrived: engine.arrived > before, f"{stuck} cores are busy")  # type: ignore[misc]
+        other = await place.caller()
+        await other.send(head("GET", "/v2/health/live"))
+        assert json.loads((await other.answer()).body) == {"live": True}
+    engine.open.set()
+    assert [(await caller.answer()).value for caller in callers[:2]] == [2.0, 2.0]
+
+
 async def _first(callers: list[Caller]) -> Answer:
     tasks = [asyncio.ensure_future(caller.answer()) for caller in callers]
     done, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
