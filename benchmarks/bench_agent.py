@@ -24,7 +24,7 @@ from benchmarks.agent.servers import KINDS, OURS, Kind, Server, installed
 from benchmarks.report import Row, quick, write
 
 ROUNDS: Final = 2 if quick() else 9
-TURN_S: Final = 1 if quick() else 5
+TURN_S: Final = 1 if quick() else 3
 CLIENTS: Final = (1, 8, 64)
 LIBRARY_REQUESTS: Final = 200 if quick() else 2_000
 LEARNING_S: Final = 5 if quick() else 15
