@@ -162,6 +162,7 @@ class Listener:
                 events = self._epoll.poll(-1, EVENTS_MAX)
                 for fd, event in events:
                     self._serve_one(fd, event, buffer)
+                turn.reads()
                 if self._left:
                     self._run(turn)
             turn.end()

@@ -4,9 +4,10 @@ Threads that do this beside each other mostly wait for Python's lock. Every syst
 a model that takes 0.1 ms these hand-overs cost more than the model does. So a thread keeps its turn while it runs what
 is expected to be short, and ends it before it runs anything else: then the next thread reads.
 
-An expectation may be wrong, and a thread that kept its turn in a model that hangs would take the API with it. So a turn
-is kept only while another thread watches, which ends a turn whose run takes too long. It watches as long as there are
-runs; without traffic all threads sleep.
+A thread that runs what waits may never be done, if others ask faster than it answers: so a turn is kept for a number of
+runs at most. And an expectation may be wrong: a thread that kept its turn in a model that hangs would take the API with
+it. So a turn is kept only while another thread watches, which ends a turn whose run takes too long. It watches as long
+as there are runs; without traffic all threads sleep.
 
 Knows nothing of connections, requests or models.
 """
@@ -16,6 +17,8 @@ from typing import Final
 
 LOOK_S: Final = 0.02
 """Between two looks of the thread that watches; a run that two of them see costs its thread the turn."""
+RUNS_MAX: Final = 32
+"""Runs that a turn is kept for until its thread reads again."""
 QUIET_LOOKS_MAX: Final = 50
 """Looks at which nothing has run since the one before; then the watch ends."""
 
@@ -23,11 +26,12 @@ QUIET_LOOKS_MAX: Final = 50
 class Turn:
     """The time of one thread. Only `end` may be called by others."""
 
-    __slots__ = ("_held", "_turns", "run")
+    __slots__ = ("_held", "_left", "_turns", "run")
 
     def __init__(self, turns: "Turns", lock: threading.Lock) -> None:
         self._turns = turns
         self._held = [lock]
+        self._left = RUNS_MAX
         self.run = 0
         """The number of the run that it is kept for; 0 when there is none."""
 
@@ -36,9 +40,14 @@ class Turn:
         """Whether it has been ended."""
         return not self._held
 
+    def reads(self) -> None:
+        """The thread has read what has come in."""
+        self._left = RUNS_MAX
+
     def begins(self, *, short: bool) -> bool:
         """The thread is going to run something; whether the turn is kept. If so, `ended_run` follows."""
-        if short and self._held:
+        self._left -= 1
+        if short and self._held and self._left >= 0:
             self._turns.runs += 1
             self.run = self._turns.runs
             if self._turns.watched:  # only now: the watch ends if it sees no run after it has said so

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from edge_agent.inference.turns import LOOK_S, QUIET_LOOKS_MAX, Turn, Turns
+from edge_agent.inference.turns import LOOK_S, QUIET_LOOKS_MAX, RUNS_MAX, Turn, Turns
 
 PATIENCE_S = 30.0
 
@@ -76,6 +76,22 @@ def test_a_turn_is_kept_over_a_short_run_that_is_watched_and_over_no_other() -> 
     assert not turn.over
     assert not other.has_it()
     assert not turn.begins(short=False)
+    until(other.has_it)
+    other.ended()
+
+
+def test_who_always_has_something_to_run_lets_others_read_in_between() -> None:
+    turns = Turns()
+    turn = turns.take()
+    other = Waiting(turns)
+    until(lambda: turns.watched)
+    for _ in range(2):
+        turn.reads()
+        for _ in range(RUNS_MAX):
+            assert turn.begins(short=True)
+            turn.ended_run()
+    assert not other.has_it()
+    assert not turn.begins(short=True)
     until(other.has_it)
     other.ended()
 
