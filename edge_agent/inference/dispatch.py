@@ -28,7 +28,11 @@ class Owner(Protocol):
         ...
 
     def is_short(self, works: Sequence[Any]) -> bool:
-        """Whether running `works` is expected to take next to no time."""
+        """Whether `run` is expected to take next to no time."""
+        ...
+
+    def took(self, works: Sequence[Any], seconds: float) -> None:
+        """How long `run` took, where it was asked whether it is short."""
         ...
 
     def run(self, works: Sequence[Any]) -> None:
@@ -145,16 +149,16 @@ class Dispatcher:
 
     def _run_in(self, turn: Turn, works: Sequence[Any]) -> None:
         """Run on a thread whose turn it is: if it ends, what still waits is for others."""
-        if turn.begins(short=self._owner.is_short(works)):
-            try:
-                self._owner.run(works)
-            finally:
-                turn.ended_run()
-            return
-        with self._lock:
-            called = self._called(min(len(self._waiting), self._free))
-        self._call(called)
-        self._owner.run(works)
+        if not turn.begins(short=self._owner.is_short(works)):
+            with self._lock:
+                called = self._called(min(len(self._waiting), self._free))
+            self._call(called)
+        began = self._clock.monotonic()
+        try:
+            self._owner.run(works)
+        finally:
+            turn.ended_run()
+        self._owner.took(works, self._clock.monotonic() - began)
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
         """Let `tickets` wait for a core; those for which there is no room are refused, or less urgent ones are."""

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Final, NamedTuple
@@ -27,15 +27,18 @@ from edge_agent.inference.placement import Placements
 from edge_agent.inference.requests import Ask, Caller, Here, Inference, Overloaded, Request, Terms, Waiter
 from edge_agent.inference.router import Router
 from edge_agent.inference.routing import Load
-from edge_agent.inference.scheduling import PRIORITY_DEFAULT, Ticket, WaitingLimits, typical
+from edge_agent.inference.scheduling import PRIORITY_DEFAULT, Ticket, Usual, WaitingLimits
 from edge_agent.inference.tensors import check_outputs
 from edge_agent.inference.turns import Turn
 
 logger = logging.getLogger(__name__)
 
 
-SHORT_RUN: Final = 4.0
-"""A run is short if it takes at most so many times as long as answering a request does: as long as reading it too."""
+ANSWERING: Final = "answering"
+SHORT: Final = 5.0
+"""Requests are short if running and answering them takes at most so many times as long as answering them alone does:
+then the engine takes about as long as reading and answering.
+"""
 
 
 class FlowLimits(NamedTuple):
@@ -73,7 +76,7 @@ class RequestFlow:
         self._loop_thread = 0
         self.closed = False
         self.finished = 0
-        self._answering_s: float | None = None
+        self._answers = Usual()
 
     def refuse_new(self) -> None:
         """From now on `Unavailable`."""
@@ -157,15 +160,19 @@ class RequestFlow:
 
     def is_short(self, works: Sequence[Request]) -> bool:
         """See `Owner.is_short`."""
-        usual_s, answering_s = works[0].chosen.first.usual_s, self._answering_s
-        return usual_s is not None and answering_s is not None and usual_s <= SHORT_RUN * answering_s
+        usual_s, answering_s = works[0].chosen.first.usual.of(_cost_key(works)), self._answers.of(ANSWERING)
+        return usual_s is not None and answering_s is not None and usual_s <= SHORT * answering_s * len(works)
+
+    def took(self, works: Sequence[Request], seconds: float) -> None:
+        """See `Owner.took`."""
+        works[0].chosen.first.usual.learn(_cost_key(works), seconds)
+        if len(works) == 1:
+            self._answers.learn(ANSWERING, seconds - works[0].compute_s)
 
     def run(self, works: Sequence[Request]) -> None:
         """See `Owner.run`."""
-        began = self._clock.monotonic()
         try:
             self._run(works)
-            self._took((self._clock.monotonic() - began - works[0].compute_s) / len(works))
         except Exception:
             logger.exception("a batch failed outside the engine")
             failure = EngineFailure("internal error; the agent's log has the details")
@@ -173,10 +180,6 @@ class RequestFlow:
         finally:
             for request in works:
                 request.chosen.unpin()
-
-    def _took(self, seconds: float) -> None:
-        """To answer one request, without the engine's time. Threads may overwrite each other's."""
-        self._answering_s = typical(self._answering_s, seconds)
 
     def stop(self, thread: int, works: Sequence[Request]) -> None:
         """See `Owner.stop`."""
@@ -311,6 +314,10 @@ def _ticket(request: Request, terms: Terms) -> Ticket:
         priority=terms.priority,
         deadline=deadline,
     )
+
+
+def _cost_key(works: Sequence[Request]) -> Hashable:
+    return works[0].kind, sum([work.rows or 1 for work in works])
 
 
 def _some(answers: Sequence[Answer]) -> Sequence[Answer]:

@@ -17,7 +17,7 @@ from common.ids import ModelName, Version
 from edge_agent.inference.batching import Batching
 from edge_agent.inference.health import Health
 from edge_agent.inference.opening import Opened
-from edge_agent.inference.scheduling import typical
+from edge_agent.inference.scheduling import Usual
 from edge_agent.inference.watch import Watch
 
 RUN_ROWS_MAX = 64
@@ -89,8 +89,8 @@ class Loaded:
         self._answered_s = self._failed_s = self._queue_s = self._compute_s = self._last_at = 0.0
         self._hit_s = self._miss_s = 0.0
         self._asked_at = 0.0
-        self.usual_s: float | None = None
-        """About how long runs of the engine take, in seconds; None: there was none yet."""
+        self.usual = Usual()
+        """How long it takes to run and answer requests of a kind, by their number of rows."""
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """The session's answer; the caller holds a pin."""
@@ -184,7 +184,6 @@ class Loaded:
     def _ran(self, size: int, seconds: float) -> None:
         count, total = self._runs.get(size, (0, 0.0))
         self._runs[size] = count + 1, total + seconds
-        self.usual_s = typical(self.usual_s, seconds)
 
     def health(self) -> Health:
         """How requests have gone since the release was loaded."""

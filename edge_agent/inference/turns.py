@@ -45,7 +45,7 @@ class Turn:
         self._left = RUNS_MAX
 
     def begins(self, *, short: bool) -> bool:
-        """The thread is going to run something; whether the turn is kept. If so, `ended_run` follows."""
+        """The thread is going to run something; whether the turn is kept. `ended_run` follows."""
         self._left -= 1
         if short and self._held and self._left >= 0:
             self._turns.runs += 1

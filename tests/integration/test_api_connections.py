@@ -430,17 +430,21 @@ async def test_models_that_hang_on_all_cores_leave_the_rest_of_the_api_and_the_w
     await asyncio.wait_for(pulse, PATIENCE_S)
 
 
-async def test_a_model_that_was_short_until_it_hangs_leaves_the_rest_of_the_api_alive(place: Place) -> None:
-    engine, turns = place.bench.engine, place.listener._turns
-    callers = [await place.caller() for _ in range(3)]
-
-    async def until_turns_are_kept() -> None:
-        while not turns.watched or place.bench.server._flow._answering_s is None or turns.runs < 100:
+async def until_turns_are_kept(place: Place, callers: list[Caller]) -> None:
+    """Return when requests of a row are known to be short."""
+    turns = place.listener._turns
+    async with asyncio.timeout(PATIENCE_S):
+        while not turns.watched or turns.runs < 100:
             for caller in callers:
                 await caller.send(asked(1))
             assert [(await caller.answer()).value for caller in callers] == [2.0] * len(callers)
 
-    await asyncio.wait_for(until_turns_are_kept(), PATIENCE_S)
+
+async def test_a_model_that_was_short_until_it_hangs_leaves_the_rest_of_the_api_alive(place: Place) -> None:
+    engine = place.bench.engine
+    callers = [await place.caller() for _ in range(3)]
+
+    await until_turns_are_kept(place, callers)
     for stuck, caller in enumerate(callers[:2], 1):
         arrived = engine.arrived
         engine.open.clear()
@@ -451,6 +455,19 @@ async def test_a_model_that_was_short_until_it_hangs_leaves_the_rest_of_the_api_
         assert json.loads((await other.answer()).body) == {"live": True}
     engine.open.set()
     assert [(await caller.answer()).value for caller in callers[:2]] == [2.0, 2.0]
+
+
+async def test_a_request_of_another_size_is_not_taken_for_short(place: Place) -> None:
+    callers = [await place.caller() for _ in range(3)]
+    await until_turns_are_kept(place, callers)
+    engine, runs = place.bench.engine, place.listener._turns.runs
+    arrived = engine.arrived
+    engine.open.clear()
+    await callers[0].send(asked(1, rows=40))
+    await eventually(lambda: engine.arrived > arrived, "the core is busy")
+    assert place.listener._turns.runs == runs, "no turn is kept for it"
+    engine.open.set()
+    assert (await callers[0].answer()).value == 2.0
 
 
 async def _first(callers: list[Caller]) -> Answer:
